@@ -1,0 +1,1 @@
+"""Settings as plain validated data; loads no torch."""

@@ -1,0 +1,59 @@
+"""A whole recipe."""
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from moesaic.config.data import DataConfig, TokenizerConfig
+from moesaic.config.model import ModelConfig
+from moesaic.config.optim import OptimConfig
+from moesaic.config.section import Section
+from moesaic.config.train import CheckpointConfig, TrainConfig
+
+
+class RunConfig(Section):
+    """The sections of a recipe, checked on their own and against each other."""
+
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)  # type: ignore[arg-type]
+    optim: OptimConfig = Field(default_factory=OptimConfig)  # type: ignore[arg-type]
+    train: TrainConfig
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)  # type: ignore[arg-type]
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.data.sequence_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"data.sequence_length {self.data.sequence_length} exceeds "
+                f"model.max_position_embeddings {self.model.max_position_embeddings}"
+            )
+        if self.tokenizer.vocab_size is not None and self.tokenizer.vocab_size > self.model.vocab_size:
+            raise ValueError(
+                f"tokenizer.vocab_size {self.tokenizer.vocab_size} exceeds "
+                f"model.vocab_size {self.model.vocab_size}"
+            )
+        if self.warmup_steps >= self.train.steps and self.train.steps > 1:
+            raise ValueError(f"optim.warmup_steps {self.warmup_steps} leaves nothing of train.steps {self.train.steps}")
+        return self
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up."""
+        given = self.optim.warmup_steps
+        return given if given is not None else min(self.train.steps // 20, 1000)
+
+    def changes_from(self, other: "RunConfig") -> dict[str, tuple[Any, Any]]:
+        """Return the dotted keys whose values differ, each with (value here, value in the other)."""
+        mine, theirs = _flatten(self.model_dump()), _flatten(other.model_dump())
+        return {key: (mine[key], theirs.get(key)) for key in mine if mine[key] != theirs.get(key)}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
