@@ -1,0 +1,92 @@
+"""Writing a model as a Hugging Face folder."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moesaic.checkpoint.atomic import atomic_folder, write_tensors
+from moesaic.checkpoint.folder import INDEX, WEIGHTS
+from moesaic.checkpoint.mapping import source_choices
+from moesaic.models.config_json import choose_family, write_config
+from moesaic.models.model import LanguageModel
+
+SHARD_BYTES = 5 * 10**9
+
+
+def export_model(
+    model: LanguageModel, folder: Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+) -> bool:
+    """Write config.json and safetensors, one tensor for each expert and projection, replacing the folder as a whole.
+
+    Args:
+        model: any model of ours.
+        folder: replaced when everything is written; files that are not of weights or config are kept.
+        dtype: of the stored weights; None: as in the model.
+        shard_bytes: largest file.
+
+    Returns:
+        Whether transformers can load the folder: True where one of its families says all about the model.
+
+    Raises:
+        CheckpointError: the folder cannot be written; an earlier one stays whole.
+    """
+    family = choose_family(model.config)
+    dtype = dtype or next(model.parameters()).dtype
+    config: dict[str, Any] = write_config(model.config, str(dtype).removeprefix("torch."))
+    with atomic_folder(folder) as target:
+        _copy_companions(folder, target)
+        index: dict[str, str] = {}
+        shards = _shards(_foreign_tensors(model, dtype), shard_bytes)
+        for number, tensors in enumerate(shards):
+            file = f"model-{number + 1:05d}.safetensors"
+            write_tensors(target / file, tensors, {"format": "pt"})
+            index |= dict.fromkeys(tensors, file)
+        if len(set(index.values())) == 1:
+            (target / file).rename(target / WEIGHTS)
+        else:
+            total = sum(tensor.numel() for tensor in model.state_dict().values()) * dtype.itemsize
+            (target / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2))
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
+        (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    return family is not None
+
+
+def _foreign_tensors(model: LanguageModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Give every stored tensor under the name we write, one expert at a time."""
+    family = choose_family(model.config)
+    for name, tensor in model.state_dict().items():
+        source = source_choices(name, tuple(tensor.shape), family)[0]
+        wanted = torch.float32 if name.endswith("selection_bias") else dtype
+        if source.parts is None:
+            yield source.names[0], tensor.to(wanted).contiguous()
+            continue
+        size = tensor.shape[1] // source.parts
+        for position, stored_name in enumerate(source.names):
+            expert, part = divmod(position, source.parts)
+            yield stored_name, tensor[expert, part * size : (part + 1) * size].to(wanted).contiguous()
+
+
+def _shards(tensors: Iterator[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _copy_companions(folder: Path, target: Path) -> None:
+    """Carry over what is neither weights nor their configuration, such as tokenizer files."""
+    ours = {"config.json", "generation_config.json", INDEX}
+    for file in folder.iterdir() if folder.is_dir() else []:
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in ours:
+            shutil.copy2(file, target / file.name)

@@ -1,0 +1,99 @@
+"""Which stored tensors make up each of our parameters.
+
+A parameter comes from one stored tensor, or, for stacked experts, from one tensor for each expert and
+projection. The plan is made from names and shapes alone, and every disagreement is found before anything is read.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from moesaic.checkpoint.tensors import FLOATS, TensorFolder
+from moesaic.errors import CheckpointError
+from moesaic.models.spec import FamilySpec
+
+Shape = tuple[int, ...]
+
+
+class HasShape(Protocol):
+    """A parameter, real or on the meta device."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter comes from.
+
+    Attributes:
+        names: stored names: one; or for stacked experts, for each expert its parts in order.
+        parts: stored tensors for each expert, concatenated; None: the one tensor is the parameter.
+    """
+
+    names: list[str]
+    parts: int | None = None
+
+
+def plan_sources(
+    parameters: dict[str, Shape], family: FamilySpec | None, stored: TensorFolder
+) -> dict[str, Source]:
+    """Find the source of every parameter.
+
+    Args:
+        parameters: our names and shapes.
+        family: whose names are stored; None: our own.
+        stored: the folder.
+
+    Raises:
+        CheckpointError: tensors are missing, or have another shape or dtype; the text names the first and counts all.
+    """
+    sources, missing, wrong = {}, [], []
+    for name, shape in parameters.items():
+        choices = source_choices(name, shape, family)
+        found = next((choice for choice in choices if all(each in stored.stored for each in choice.names)), None)
+        if found is None:
+            absent = [each for each in choices[0].names if each not in stored.stored]
+            missing.append(absent[0])
+            continue
+        sources[name] = found
+        expected = _stored_shape(shape, found)
+        for each in found.names:
+            entry = stored.stored[each]
+            if entry.shape != expected:
+                wrong.append(f"'{each}' has shape {list(entry.shape)}, expected {list(expected)}")
+            elif entry.dtype not in FLOATS:
+                wrong.append(f"'{each}' has dtype {entry.dtype}, expected one of {', '.join(FLOATS)}")
+    if missing or wrong:
+        problems = [f"'{each}' is missing" for each in missing] + wrong
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise CheckpointError(
+            f"'{stored.folder}' does not fit its config.json: {problems[0]}{more}",
+            "config.json and weights belong to different models, or a file is missing",
+        )
+    return sources
+
+
+def source_choices(name: str, shape: Shape, family: FamilySpec | None) -> list[Source]:
+    """List the ways a parameter may be stored, the one that we write first."""
+    if family is None:
+        return [Source([name])]
+    template, layer = _as_template(name)
+    if template.endswith((".moe.experts.gate_up", ".moe.experts.down")):
+        assert family.experts is not None, "a family with MoE layers names its experts"
+        is_down = template.endswith("down")
+        each = (family.experts.down,) if is_down else (family.experts.gate, family.experts.up)
+        fused = family.experts.fused_down if is_down else family.experts.fused_gate_up
+        names = [part.format(layer=layer, expert=expert) for expert in range(shape[0]) for part in each]
+        return [Source(names, parts=len(each)), Source([fused.format(layer=layer)])]
+    return [Source([choice.format(layer=layer)]) for choice in family.tensors[template]]
+
+
+def _as_template(name: str) -> tuple[str, int | None]:
+    parts = name.split(".")
+    if parts[:2] != ["decoder", "layers"]:
+        return name, None
+    return ".".join(["decoder", "layers", "{layer}", *parts[3:]]), int(parts[2])
+
+
+def _stored_shape(shape: Shape, source: Source) -> Shape:
+    return shape if source.parts is None else (shape[1] // source.parts, shape[2])

@@ -1,0 +1,186 @@
+"""Between a Hugging Face config.json and `ModelConfig`. Loads no torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moesaic.config.load import check_section
+from moesaic.config.model import ModelConfig
+from moesaic.errors import MoesaicError, UnsupportedError
+from moesaic.models.names import SHARED_KEYS
+from moesaic.models.spec import FamilySpec
+from moesaic.models.table import FAMILIES, NATIVE, find_family
+
+# Fields that change training only: an exported folder need not carry them.
+_TRAINING_ONLY = {
+    "initializer_range",
+    "router_jitter_noise",
+    "gshard_random_second",
+    "router_aux_loss_coef",
+    "balance_loss_scope",
+    "router_z_loss_coef",
+    "bias_update_speed",
+}
+_ROPE_FIELDS = {
+    "factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+}
+
+
+def read_config(theirs: Mapping[str, Any], origin: str) -> ModelConfig:
+    """Build our configuration from a config.json.
+
+    Args:
+        theirs: its content.
+        origin: its path, for error texts.
+
+    Raises:
+        UnsupportedError: a family or a feature that this version does not compute.
+        ConfigError: a value of wrong type or range, or a missing one.
+    """
+    model_type = str(theirs.get("model_type"))
+    if model_type == NATIVE:
+        ours = {key: value for key, value in theirs.items() if key in ModelConfig.model_fields}
+        return check_section(ModelConfig, ours, origin)
+    family = find_family(model_type)
+    _check_features(theirs, origin)
+    ours = {"model_type": family.model_type, **family.defaults}
+    for key, choices in (SHARED_KEYS | dict(family.keys)).items():
+        given = [theirs[choice] for choice in choices if theirs.get(choice) is not None]
+        if given:
+            ours[key] = given[0]
+    ours |= _read_rope(theirs, ours.get("rope_theta", 10_000.0), origin)
+    ours |= _read_windows(theirs, family)
+    return check_section(ModelConfig, {**ours, **family.traits}, origin)
+
+
+def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """Return the config.json of a model, in its family's terms where a family can say all of it.
+
+    Args:
+        config: the model's.
+        dtype: of the stored weights, such as 'bfloat16'.
+    """
+    family = choose_family(config)
+    if family is None:
+        fields = config.model_dump(exclude_none=True)
+        return {**fields, "model_type": NATIVE, "architectures": ["LanguageModel"], "torch_dtype": dtype}
+    return {**_in_family_terms(config, family), "torch_dtype": dtype}
+
+
+def choose_family(config: ModelConfig) -> FamilySpec | None:
+    """Return the family whose config.json says everything about a model; None where only ours does.
+
+    The model's own family is tried first. Whether it fits is found by writing and reading back.
+    """
+    candidates = sorted(FAMILIES.values(), key=lambda family: family.model_type != config.model_type)
+    return next((family for family in candidates if not unsaid_fields(config, family)), None)
+
+
+def unsaid_fields(config: ModelConfig, family: FamilySpec) -> list[str]:
+    """List the fields that a family's config.json would not carry over."""
+    try:
+        back = read_config(_in_family_terms(config, family), family.model_type)
+    except MoesaicError:
+        # A combination that the family cannot even state is unsaid as a whole.
+        return ["model_type"]
+    mine, theirs = _effective(config), _effective(back)
+    return [key for key in mine if mine[key] != theirs[key]]
+
+
+def _effective(config: ModelConfig) -> dict[str, Any]:
+    """Return the fields that decide a result, with defaults filled in."""
+    fields = config.model_dump(exclude={*_TRAINING_ONLY, "model_type", "layer_types", "sliding_window"})
+    layers = range(config.num_hidden_layers)
+    fields |= {
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_channels,
+        "windows": [config.window_of_layer(layer) for layer in layers],
+        "moe_layers": [config.is_moe_layer(layer) for layer in layers],
+    }
+    routed = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router")
+    if any(fields["moe_layers"]):
+        fields |= {"moe_intermediate_size": config.expert_width, "num_experts_per_tok": config.experts_per_token}
+    else:
+        fields |= dict.fromkeys(routed)
+    if all(fields["moe_layers"]):
+        fields["intermediate_size"] = None
+    for key in ("decoder_sparse_step", "mlp_only_layers"):
+        del fields[key]
+    return fields
+
+
+def _in_family_terms(config: ModelConfig, family: FamilySpec) -> dict[str, Any]:
+    ours = config.model_dump(mode="json")
+    ours |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_channels}
+    ours["moe_intermediate_size"] = config.expert_width
+    if family.experts is not None and "moe_intermediate_size" not in family.keys:
+        ours["intermediate_size"] = config.expert_width
+    theirs = {choices[0]: ours[key] for key, choices in (SHARED_KEYS | dict(family.keys)).items()}
+    theirs |= {
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if config.rope_scaling is None else config.rope_scaling.model_dump(exclude_none=True),
+        **family.constants,
+    }
+    return theirs | _write_windows(config, family)
+
+
+def _check_features(theirs: Mapping[str, Any], origin: str) -> None:
+    for key, accepted in (("hidden_act", "silu"), ("mlp_bias", False)):
+        found = theirs.get(key, accepted)
+        if found not in (accepted, None):
+            raise UnsupportedError(f"{origin}: {key} is {found!r}", f"this version computes {accepted!r} only")
+
+
+def _read_rope(theirs: Mapping[str, Any], default_theta: float, origin: str) -> dict[str, Any]:
+    rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
+    theta = rope.get("rope_theta") or theirs.get("rope_theta") or default_theta
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    if rope_type == "default":
+        return {"rope_theta": theta, "rope_scaling": None}
+    if rope_type not in ("linear", "llama3", "yarn"):
+        raise UnsupportedError(
+            f"{origin}: rope type '{rope_type}' is not supported", "supported: default, linear, llama3, yarn"
+        )
+    fields = {key: value for key, value in rope.items() if key in _ROPE_FIELDS and value is not None}
+    if rope_type == "yarn":
+        fields.setdefault("original_max_position_embeddings", theirs.get("max_position_embeddings"))
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": rope_type, **fields}}
+
+
+def _read_windows(theirs: Mapping[str, Any], family: FamilySpec) -> dict[str, Any]:
+    window = theirs.get("sliding_window") or None
+    if family.windows == "none" or window is None:
+        return {}
+    if family.windows != "plain" and not theirs.get("use_sliding_window", False):
+        return {}
+    fields: dict[str, Any] = {"sliding_window": window}
+    if family.windows == "layered" and theirs.get("layer_types") is not None:
+        fields["layer_types"] = theirs["layer_types"]
+    elif family.windows == "layered":
+        raise UnsupportedError(
+            f"{family.model_type}: use_sliding_window without layer_types is ambiguous between releases",
+            "add layer_types to config.json: 'full_attention' or 'sliding_attention' for each layer",
+        )
+    return fields
+
+
+def _write_windows(config: ModelConfig, family: FamilySpec) -> dict[str, Any]:
+    if family.windows == "none":
+        return {}
+    if family.windows == "plain":
+        return {"sliding_window": config.sliding_window}
+    flags = {"sliding_window": config.sliding_window, "use_sliding_window": config.sliding_window is not None}
+    if family.windows == "flagged":
+        return flags
+    windows = [config.window_of_layer(layer) for layer in range(config.num_hidden_layers)]
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    return {**flags, "layer_types": kinds}

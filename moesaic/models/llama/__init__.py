@@ -1,0 +1,1 @@
+"""Llama: names and published sizes."""

@@ -1,0 +1,1 @@
+"""Mixtral: names and published sizes."""

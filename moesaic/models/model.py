@@ -1,0 +1,62 @@
+"""The language model: a decoder and an output head."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moesaic.config.model import ModelConfig
+from moesaic.nn.cache import KVCache
+from moesaic.nn.decoder import Decoder, DecoderOutput
+from moesaic.nn.linear import Linear
+
+
+class LanguageModel(nn.Module):
+    """Token ids to next-token logits, for every supported family."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = Decoder(config)
+        self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        """Return logits [B, S, V] of the token after each position."""
+        return self.logits(self.decoder(ids_BS).hidden_BSD)
+
+    def decode(
+        self,
+        ids_BS: Tensor,
+        positions_BS: Tensor | None = None,
+        document_ids_BS: Tensor | None = None,
+        valid_BS: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> DecoderOutput:
+        """Run the decoder alone: hidden states, auxiliary losses, expert load. See `Decoder.forward`."""
+        return self.decoder(ids_BS, positions_BS, document_ids_BS, valid_BS, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states [..., D] to logits [..., V], in the dtype of the hidden states."""
+        if self.head is not None:
+            return self.head(hidden)
+        return functional.linear(hidden, self.decoder.embedding.weight.to(hidden.dtype))
+
+    def new_cache(self, batch: int, num_slots: int) -> KVCache:
+        """Return an empty cache for this many sequences and positions."""
+        config = self.config
+        dtype = self.decoder.compute_dtype or self.decoder.embedding.weight.dtype
+        return KVCache(config.num_hidden_layers, batch, config.kv_heads, num_slots, config.head_channels, dtype)
+
+    def num_parameters(self) -> tuple[int, int]:
+        """Return (all parameters, those active for one token)."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        config = self.config
+        expert = 3 * config.hidden_size * config.expert_width
+        moe_layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+        idle = moe_layers * expert * (config.num_experts - config.experts_per_token)
+        return total, total - max(0, idle)
+
+
+def build_model(config: ModelConfig, device: str = "cpu") -> LanguageModel:
+    """Build a model with weights that are not set yet; `device` may be 'meta'."""
+    with torch.device(device):
+        return LanguageModel(config)

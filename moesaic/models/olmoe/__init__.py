@@ -1,0 +1,1 @@
+"""OLMoE: names and published sizes."""

@@ -1,0 +1,1 @@
+"""Qwen2-MoE: names and published sizes."""

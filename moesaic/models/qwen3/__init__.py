@@ -1,0 +1,1 @@
+"""Qwen3: names and published sizes."""

@@ -1,0 +1,1 @@
+"""Qwen3-MoE: names and published sizes."""

@@ -1,0 +1,38 @@
+"""Sizes of Qwen3-MoE: a tiny one for a laptop first, then the published ones."""
+
+PRESETS = {
+    "tiny": {
+        "vocab_size": 4096,
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "intermediate_size": 1024,
+        "moe_intermediate_size": 384,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "num_experts": 16,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "router_aux_loss_coef": 0.01,
+    },
+    "qwen3-30b-a3b": {
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1e6,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "router_aux_loss_coef": 0.001,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+    },
+}

@@ -1,0 +1,1 @@
+"""Single-device modules: no rank, no process group, no checkpoint names of others."""

@@ -1,0 +1,59 @@
+"""Grouped-query self-attention with rotary positions and the options of the supported families."""
+
+from torch import Tensor, nn
+
+from moesaic.config.model import ModelConfig
+from moesaic.nn.cache import KVCache
+from moesaic.nn.linear import Linear
+from moesaic.nn.norm import RmsNorm
+from moesaic.ops.attention import AttentionMask, attention
+from moesaic.ops.rope import rotate
+
+
+class SelfAttention(nn.Module):
+    """Project, norm and clip where asked, rotate, attend, project back."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.channels, self.clip = config.head_channels, config.clip_qkv
+        self.norm_over_width = config.qk_norm == "width"
+        query_width = config.num_attention_heads * self.channels
+        kv_width = config.kv_heads * self.channels
+        self.query = Linear(config.hidden_size, query_width, bias=config.attention_bias)
+        self.key = Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+        self.value = Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+        self.output = Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
+        self.query_norm: RmsNorm | None = None
+        self.key_norm: RmsNorm | None = None
+        if config.qk_norm != "none":
+            widths = (query_width, kv_width) if self.norm_over_width else (self.channels, self.channels)
+            self.query_norm = RmsNorm(widths[0], config.rms_norm_eps)
+            self.key_norm = RmsNorm(widths[1], config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_BSD: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        positions_BS: Tensor,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """Map [B, S, D] to [B, S, D]; with a cache, keys and values of earlier positions take part."""
+        query_BSHC = rotate(self._heads(self.query(hidden_BSD), self.query_norm), *rotation)
+        key_BSGC = rotate(self._heads(self.key(hidden_BSD), self.key_norm), *rotation)
+        value_BSGC = self._heads(self.value(hidden_BSD), None)
+        if cache is None:
+            key_BGZC, value_BGZC = key_BSGC.transpose(1, 2), value_BSGC.transpose(1, 2)
+        else:
+            key_BGZC, value_BGZC = cache.write(self.layer, positions_BS, key_BSGC, value_BSGC)
+        return self.output(attention(query_BSHC, key_BGZC, value_BGZC, mask).flatten(2))
+
+    def _heads(self, projected_BSW: Tensor, norm: RmsNorm | None) -> Tensor:
+        """Norm and clip a projection, and split it into heads: [B, S, heads, C]."""
+        if norm is not None and self.norm_over_width:
+            projected_BSW = norm(projected_BSW)
+        if self.clip is not None:
+            projected_BSW = projected_BSW.clamp(-self.clip, self.clip)
+        heads = projected_BSW.unflatten(-1, (-1, self.channels))
+        return norm(heads) if norm is not None and not self.norm_over_width else heads

@@ -1,0 +1,28 @@
+"""Keys and values of the tokens already seen."""
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """One contiguous cache, every sequence's slots starting at 0.
+
+    Sequences may have different lengths: a slot at or beyond a sequence's length holds nothing that any query of it
+    sees. Memory: 2 L B G Z C elements.
+    """
+
+    def __init__(
+        self, num_layers: int, batch: int, kv_heads: int, num_slots: int, channels: int, dtype: torch.dtype
+    ) -> None:
+        shape = (num_layers, batch, kv_heads, num_slots, channels)
+        self.keys = torch.zeros(shape, dtype=dtype)
+        self.values = torch.zeros(shape, dtype=dtype)
+        self.lengths_B = torch.zeros(batch, dtype=torch.int64)
+
+    def write(self, layer: int, positions_BS: Tensor, key_BSGC: Tensor, value_BSGC: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values at their positions; return all up to the last one, each [B, G, Z, C]."""
+        rows_B1 = torch.arange(len(positions_BS)).unsqueeze(1)
+        self.keys[layer][rows_B1, :, positions_BS] = key_BSGC
+        self.values[layer][rows_B1, :, positions_BS] = value_BSGC
+        last = int(positions_BS.max()) + 1
+        return self.keys[layer, :, :, :last], self.values[layer, :, :, :last]

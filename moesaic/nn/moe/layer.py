@@ -1,0 +1,89 @@
+"""The MoE layer: route, dispatch, compute, combine."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moesaic.config.model import ModelConfig
+from moesaic.nn.linear import Linear
+from moesaic.nn.mlp import GatedMlp
+from moesaic.nn.moe.balance import balance_loss, sequence_balance_loss, z_loss
+from moesaic.nn.moe.dispatch import Dispatcher, LocalDispatcher
+from moesaic.nn.moe.experts import Experts
+from moesaic.nn.moe.load import ExpertLoad
+from moesaic.nn.moe.router import Router, Routing
+
+
+@dataclass(frozen=True)
+class MoEOutput:
+    """What a layer returns.
+
+    Attributes:
+        hidden_BSD: the output; zero at padding.
+        losses: unscaled auxiliary losses by name, 'balance_loss' and 'z_loss'.
+        load: choices per expert.
+    """
+
+    hidden_BSD: Tensor
+    losses: dict[str, Tensor]
+    load: ExpertLoad
+
+
+class MoELayer(nn.Module):
+    """A mixture of experts in place of a dense MLP."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.router = Router(config)
+        self.experts = Experts(config.num_experts, config.hidden_size, config.expert_width)
+        self.dispatcher: Dispatcher = LocalDispatcher()
+        shared_width = config.shared_expert_intermediate_size
+        self.shared = GatedMlp(config.hidden_size, shared_width) if shared_width else None
+        self.shared_gate = Linear(config.hidden_size, 1, bias=False) if config.shared_expert_gate else None
+
+    def forward(self, hidden_BSD: Tensor, valid_BS: Tensor | None = None) -> MoEOutput:
+        """Mix experts for every token.
+
+        Args:
+            hidden_BSD: [B, S, D].
+            valid_BS: bool; where False a position is padding and takes part in nothing. None: all are tokens.
+        """
+        valid_T = None if valid_BS is None else valid_BS.reshape(-1)
+        flat_TD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
+        hidden_TD = flat_TD if valid_T is None else flat_TD[valid_T]
+
+        routing = self.router(hidden_TD)
+        rows_ND, permutation = self.dispatcher.dispatch(hidden_TD, routing, self.config.num_experts)
+        rows_ND = self.experts(rows_ND, permutation.counts_E)
+        mixed_TD = self.dispatcher.combine(rows_ND, routing, permutation)
+        if self.config.routed_scaling_factor != 1.0:
+            mixed_TD = mixed_TD * self.config.routed_scaling_factor
+        if self.shared is not None:
+            mixed_TD = mixed_TD + self._shared_output(hidden_TD)
+
+        if valid_T is not None:
+            mixed_TD = torch.zeros_like(flat_TD).index_put((valid_T,), mixed_TD)
+        return MoEOutput(mixed_TD.view_as(hidden_BSD), self._losses(routing, hidden_BSD, valid_T), self._load(routing))
+
+    def _shared_output(self, hidden_TD: Tensor) -> Tensor:
+        assert self.shared is not None, "called with a shared expert"
+        out_TD = self.shared(hidden_TD)
+        return out_TD if self.shared_gate is None else self.shared_gate(hidden_TD).sigmoid() * out_TD
+
+    def _losses(self, routing: Routing, hidden_BSD: Tensor, valid_T: Tensor | None) -> dict[str, Tensor]:
+        num_experts = self.config.num_experts
+        if self.config.balance_loss_scope == "batch":
+            balance = balance_loss(routing, num_experts)
+        else:
+            batch, length = hidden_BSD.shape[:2]
+            sequence_ids_T = torch.arange(batch, device=hidden_BSD.device).repeat_interleave(length)
+            sequence_ids_T = sequence_ids_T if valid_T is None else sequence_ids_T[valid_T]
+            balance = sequence_balance_loss(routing, num_experts, sequence_ids_T)
+        return {"balance_loss": balance, "z_loss": z_loss(routing.logits_TE)}
+
+    def _load(self, routing: Routing) -> ExpertLoad:
+        counts_E = torch.bincount(routing.chosen_expert_ids, minlength=self.config.num_experts)
+        dropped = torch.tensor(len(routing.chosen_expert_ids) - len(routing.expert_ids_N))
+        return ExpertLoad(counts_E, dropped)

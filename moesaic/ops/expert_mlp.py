@@ -1,0 +1,104 @@
+"""The gated MLP of every expert over its own rows: down(silu(gate(x)) * up(x)).
+
+Rows come grouped by expert. On CPU each expert is three matrix products straight into the shared result, and
+the gating runs once over all rows; the backward keeps only the input and the gate-up product and redoes the gating.
+On CUDA the products are torch's grouped ones, which need no expert counts on the host.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moesaic.errors import UnsupportedError
+
+Weights = tuple[Tensor, Tensor]
+
+
+def expert_mlp(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor) -> Tensor:
+    """Apply expert e to the e-th run of counts_E[e] rows.
+
+    Args:
+        rows_ND: [N, D] of any floating dtype, grouped by expert.
+        gate_up: [E, 2F, D] of the same dtype: gate rows, then up rows.
+        down: [E, D, F].
+        counts_E: int64 with sum N; zeros are fine.
+
+    Returns:
+        [N, D]. Memory: N (4F + D) elements, of which N (2F) live until the backward pass.
+
+    Raises:
+        UnsupportedError: the dtypes differ.
+    """
+    if not rows_ND.dtype == gate_up.dtype == down.dtype:
+        raise UnsupportedError(
+            f"expert_mlp got rows of {rows_ND.dtype} with weights of {gate_up.dtype} and {down.dtype}",
+            "cast all three to one dtype",
+        )
+    if rows_ND.is_cuda:
+        return _grouped_products(rows_ND, gate_up, down, counts_E)
+    return _ExpertLoop.apply(rows_ND, gate_up, down, counts_E.tolist())
+
+
+def _grouped_products(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor) -> Tensor:
+    ends_E = counts_E.cumsum(0).to(torch.int32)
+    hidden_N2F = functional.grouped_mm(rows_ND, gate_up.transpose(1, 2), offs=ends_E)
+    gate_NF, up_NF = hidden_N2F.chunk(2, dim=-1)
+    return functional.grouped_mm(functional.silu(gate_NF) * up_NF, down.transpose(1, 2), offs=ends_E)
+
+
+class _ExpertLoop(torch.autograd.Function):
+    """One pass over the experts, each a slice of rows; the gating is done for all rows at once."""
+
+    @staticmethod
+    def forward(ctx, rows_ND, gate_up, down, counts):  # type: ignore[no-untyped-def]
+        width = down.shape[2]
+        hidden_N2F = rows_ND.new_empty(len(rows_ND), 2 * width)
+        out_ND = rows_ND.new_empty(len(rows_ND), down.shape[1])
+        for expert, start, end in _runs(counts):
+            torch.mm(rows_ND[start:end], gate_up[expert].t(), out=hidden_N2F[start:end])
+        gated_NF = functional.silu(hidden_N2F[:, :width]).mul_(hidden_N2F[:, width:])
+        for expert, start, end in _runs(counts):
+            torch.mm(gated_NF[start:end], down[expert].t(), out=out_ND[start:end])
+        ctx.save_for_backward(rows_ND, gate_up, down, hidden_N2F)
+        ctx.counts = counts
+        return out_ND
+
+    @staticmethod
+    def backward(ctx, grad_out_ND):  # type: ignore[no-untyped-def]
+        rows_ND, gate_up, down, hidden_N2F = ctx.saved_tensors
+        width, grad_out_ND = down.shape[2], grad_out_ND.contiguous()
+        gate_NF, up_NF = hidden_N2F[:, :width], hidden_N2F[:, width:]
+        activated_NF = functional.silu(gate_NF)
+        gated_NF = activated_NF * up_NF
+
+        grad_down = torch.empty_like(down)
+        grad_gated_NF = torch.empty_like(gated_NF)
+        for expert, start, end in _runs(ctx.counts):
+            torch.mm(grad_out_ND[start:end], down[expert], out=grad_gated_NF[start:end])
+            torch.mm(grad_out_ND[start:end].t(), gated_NF[start:end], out=grad_down[expert])
+
+        grad_hidden_N2F = torch.empty_like(hidden_N2F)
+        torch.mul(grad_gated_NF, activated_NF, out=grad_hidden_N2F[:, width:])
+        grad_gated_NF.mul_(up_NF)
+        grad_hidden_N2F[:, :width] = torch.ops.aten.silu_backward(grad_gated_NF, gate_NF)
+
+        grad_rows_ND = torch.empty_like(rows_ND)
+        grad_gate_up = torch.empty_like(gate_up)
+        for expert, start, end in _runs(ctx.counts):
+            torch.mm(grad_hidden_N2F[start:end], gate_up[expert], out=grad_rows_ND[start:end])
+            torch.mm(grad_hidden_N2F[start:end].t(), rows_ND[start:end], out=grad_gate_up[expert])
+        for expert, count in enumerate(ctx.counts):
+            if count == 0:
+                grad_down[expert].zero_()
+                grad_gate_up[expert].zero_()
+        return grad_rows_ND, grad_gate_up, grad_down, None
+
+
+def _runs(counts: list[int]) -> list[tuple[int, int, int]]:
+    """List (expert, start, end) of the experts that have rows."""
+    runs, start = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            runs.append((expert, start, start + count))
+        start += count
+    return runs

@@ -1,0 +1,100 @@
+"""Rows sorted by expert, and back as weighted sums over each token's rows.
+
+A routing is a list of (token, expert) pairs, tokens ascending. The experts want rows grouped by expert:
+
+    pairs      token  0 0 1 1 2        expert  3 1 0 3 1
+    rows              1 0 2 0 1        grouped 0 1 1 3 3      order    2 1 4 0 3
+    inverse           3 1 0 4 2        pair n stands in row inverse[n]
+
+`permute` gathers; its gradient is the plain sum over each token's rows. `combine` is that sum with weights; its
+gradient gathers again. Both sums are one segmented gather-and-add per token, in the order of the pairs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """How N routed pairs of T tokens are grouped by expert.
+
+    Attributes:
+        token_ids_N: token of each row, rows grouped by expert and, within an expert, by token.
+        inverse_N: row of each pair, pairs in token order.
+        starts_T: where each token's pairs start.
+        counts_E: rows of each expert.
+    """
+
+    token_ids_N: Tensor
+    inverse_N: Tensor
+    starts_T: Tensor
+    counts_E: Tensor
+
+
+def group_by_expert(token_ids_N: Tensor, expert_ids_N: Tensor, num_tokens: int, num_experts: int) -> Permutation:
+    """Build the permutation of pairs whose token ids ascend; any number of pairs per token, even none."""
+    order_N = expert_ids_N.argsort(stable=True)
+    inverse_N = torch.empty_like(order_N)
+    inverse_N[order_N] = torch.arange(len(order_N), device=order_N.device)
+    per_token_T = torch.bincount(token_ids_N, minlength=num_tokens)
+    return Permutation(
+        token_ids_N=token_ids_N[order_N],
+        inverse_N=inverse_N,
+        starts_T=per_token_T.cumsum(0) - per_token_T,
+        counts_E=torch.bincount(expert_ids_N, minlength=num_experts),
+    )
+
+
+def permute(hidden_TD: Tensor, permutation: Permutation) -> Tensor:
+    """Return [N, D]: one row per pair, grouped by expert."""
+    return _Permute.apply(hidden_TD, permutation)
+
+
+def combine(rows_ND: Tensor, weights_N: Tensor, permutation: Permutation) -> Tensor:
+    """Return [T, D]: for each token, the sum of its rows times their weights; zero for a token without rows.
+
+    Args:
+        rows_ND: grouped by expert, as `permute` made them.
+        weights_N: in the order of the pairs, of any floating dtype; applied in the dtype of the rows.
+    """
+    return _Combine.apply(rows_ND, weights_N, permutation)
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_TD, permutation):  # type: ignore[no-untyped-def]
+        ctx.permutation = permutation
+        return hidden_TD.index_select(0, permutation.token_ids_N)
+
+    @staticmethod
+    def backward(ctx, grad_ND):  # type: ignore[no-untyped-def]
+        return _sum_rows(grad_ND.contiguous(), None, ctx.permutation), None
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows_ND, weights_N, permutation):  # type: ignore[no-untyped-def]
+        ctx.permutation = permutation
+        ctx.save_for_backward(rows_ND, weights_N)
+        return _sum_rows(rows_ND, weights_N.to(rows_ND.dtype), permutation)
+
+    @staticmethod
+    def backward(ctx, grad_TD):  # type: ignore[no-untyped-def]
+        rows_ND, weights_N = ctx.saved_tensors
+        inverse_N = ctx.permutation.inverse_N
+        grad_ND = grad_TD.index_select(0, ctx.permutation.token_ids_N)
+        grad_weights_N = torch.linalg.vecdot(grad_ND, rows_ND)[inverse_N].to(weights_N.dtype)
+        by_row_N = torch.empty_like(weights_N)
+        by_row_N[inverse_N] = weights_N
+        return grad_ND.mul_(by_row_N.to(grad_ND.dtype).unsqueeze(1)), grad_weights_N, None
+
+
+def _sum_rows(rows_ND: Tensor, weights_N: Tensor | None, permutation: Permutation) -> Tensor:
+    if len(rows_ND) == 0:
+        return rows_ND.new_zeros(len(permutation.starts_T), rows_ND.shape[1])
+    return functional.embedding_bag(
+        permutation.inverse_N, rows_ND, permutation.starts_T, mode="sum", per_sample_weights=weights_N
+    )
