@@ -1,9 +1,11 @@
 """Folders and files that appear whole or not at all.
 
-Everything is written beside its place under a temporary name, flushed to the disk, and renamed. A process killed at
-any moment leaves either the old content or the new, and at most a temporary folder that the next writer removes.
+Everything is written beside its place under a temporary name, flushed to the disk, and renamed. A process
+killed at any moment leaves either the old content or the new, and at most a temporary folder that the next
+writer removes.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,6 +31,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.absolute()
     temporary = folder.with_name(f"{_TEMPORARY}{folder.name}")
+    replaced = folder.with_name(f"{_REPLACED}{folder.name}")
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"cannot write '{folder}': it is a file", "give the name of a folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder.parent, folder.name)
@@ -38,34 +43,43 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             _flush(path)
         _flush(temporary)
         if folder.exists():
-            folder.rename(folder.with_name(f"{_REPLACED}{folder.name}"))
+            folder.rename(replaced)
         temporary.rename(folder)
         _flush(folder.parent)
-        shutil.rmtree(folder.with_name(f"{_REPLACED}{folder.name}"), ignore_errors=True)
-    except (OSError, SafetensorError) as failure:
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException as failure:
         shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        if not isinstance(failure, OSError | SafetensorError):
+            raise
         raise CheckpointError(
-            f"cannot write '{folder}': {failure}", "free some space or choose another folder; what was saved before is whole"
+            f"cannot write '{folder}': {failure}",
+            "free some space or choose another folder; what was saved before is whole",
         ) from failure
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
-def remove_leftovers(parent: Path, name: str = "*") -> None:
-    """Remove what a killed writer left in a folder, and finish a replacement that it had begun."""
-    for replaced in parent.glob(f"{_REPLACED}{name}"):
+def remove_leftovers(parent: Path, name: str | None = None) -> None:
+    """Remove what a killed writer left in a folder, and undo a replacement that it had begun.
+
+    Args:
+        parent: the folder that holds what was written.
+        name: of the one thing written; None: all.
+    """
+    pattern = "*" if name is None else glob.escape(name)
+    for replaced in parent.glob(f"{_REPLACED}{pattern}"):
         place = parent / replaced.name.removeprefix(_REPLACED)
         if place.exists():
             shutil.rmtree(replaced)
         else:
             replaced.rename(place)
-    for temporary in parent.glob(f"{_TEMPORARY}{name}"):
+    for temporary in parent.glob(f"{_TEMPORARY}{pattern}"):
         shutil.rmtree(temporary)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a kill at any moment leaves no half of it under its own name."""
+    remove_leftovers(folder.parent, folder.name)
     temporary = folder.with_name(f"{_TEMPORARY}{folder.name}")
     folder.rename(temporary)
     shutil.rmtree(temporary)

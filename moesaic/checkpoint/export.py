@@ -12,34 +12,46 @@ from torch import Tensor
 from moesaic.checkpoint.atomic import atomic_folder, write_tensors
 from moesaic.checkpoint.folder import INDEX, WEIGHTS
 from moesaic.checkpoint.mapping import source_choices
+from moesaic.errors import CheckpointError
 from moesaic.models.config_json import choose_family, write_config
 from moesaic.models.model import LanguageModel
 
 SHARD_BYTES = 5 * 10**9
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def export_model(
-    model: LanguageModel, folder: Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+    model: LanguageModel,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    tokenizer: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> bool:
-    """Write config.json and safetensors, one tensor for each expert and projection, replacing the folder as a whole.
+    """Write config.json and safetensors, one tensor for each expert and projection, replacing the folder as a
+    whole.
 
     Args:
         model: any model of ours.
-        folder: replaced when everything is written; files that are not of weights or config are kept.
+        folder: replaced as a whole when everything is written.
         dtype: of the stored weights; None: as in the model.
+        tokenizer: folder whose tokenizer files are copied; None: none.
         shard_bytes: largest file.
 
     Returns:
         Whether transformers can load the folder: True where one of its families says all about the model.
 
     Raises:
-        CheckpointError: the folder cannot be written; an earlier one stays whole.
+        CheckpointError: the folder cannot be written, or holds other folders; an earlier one stays whole.
     """
+    _check_only_files(folder)
     family = choose_family(model.config)
     dtype = dtype or next(model.parameters()).dtype
     config: dict[str, Any] = write_config(model.config, str(dtype).removeprefix("torch."))
     with atomic_folder(folder) as target:
-        _copy_companions(folder, target)
+        companions = [] if tokenizer is None else [tokenizer / name for name in TOKENIZER_FILES]
+        for file_path in companions:
+            if file_path.is_file():
+                shutil.copy2(file_path, target / file_path.name)
         index: dict[str, str] = {}
         shards = _shards(_foreign_tensors(model, dtype), shard_bytes)
         for number, tensors in enumerate(shards):
@@ -52,7 +64,9 @@ def export_model(
             total = sum(tensor.numel() for tensor in model.state_dict().values()) * dtype.itemsize
             (target / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2))
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
+        generation = {
+            key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None
+        }
         (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     return family is not None
 
@@ -84,9 +98,11 @@ def _shards(tensors: Iterator[tuple[str, Tensor]], shard_bytes: int) -> Iterator
     yield shard
 
 
-def _copy_companions(folder: Path, target: Path) -> None:
-    """Carry over what is neither weights nor their configuration, such as tokenizer files."""
-    ours = {"config.json", "generation_config.json", INDEX}
-    for file in folder.iterdir() if folder.is_dir() else []:
-        if file.is_file() and file.suffix != ".safetensors" and file.name not in ours:
-            shutil.copy2(file, target / file.name)
+def _check_only_files(folder: Path) -> None:
+    """Refuse to replace a folder that is more than a model, such as a project or a home folder."""
+    inner = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if inner:
+        raise CheckpointError(
+            f"cannot replace '{folder}' by a model: it holds the folder '{inner[0]}'",
+            "name a new or empty folder",
+        )

@@ -28,12 +28,15 @@ def find_model(name: str | Path) -> Path:
     if folder.is_dir():
         if (folder / "config.toml").is_file():
             raise CheckpointError(
-                f"run folder '{folder}' holds no finished model", "let `moesaic train` finish, or give a checkpoint"
+                f"run folder '{folder}' holds no finished model",
+                "let `moesaic train` finish, or give a checkpoint",
             )
         return folder
     text = str(name)
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise CheckpointError(f"no model folder at '{text}'", "give a folder with config.json, or a hub id such as owner/name")
+        raise CheckpointError(
+            f"no model folder at '{text}'", "give a folder with config.json, or a hub id such as owner/name"
+        )
     return _fetch(text)
 
 
@@ -44,9 +47,10 @@ def _fetch(repo_id: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=_WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as failure:
-        reason = str(failure).strip().splitlines()[0]
+        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
         raise CheckpointError(
-            f"no folder '{repo_id}' here, and the hub does not give it: {reason}", "check the name and the connection"
+            f"no folder '{repo_id}' here, and the hub does not give it: {reason}",
+            "check the name and the connection",
         ) from None
 
 

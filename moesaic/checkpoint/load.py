@@ -13,7 +13,12 @@ from moesaic.models.config_json import read_config
 from moesaic.models.model import LanguageModel, build_model
 from moesaic.models.table import NATIVE, find_family
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 
 def load_model(name: str | Path, dtype: str | None = None) -> LanguageModel:
@@ -62,6 +67,6 @@ def _read(source: Source, shape: tuple[int, ...], reader: TensorReader, dtype: t
 
 
 def _stored_dtype(sources: dict[str, Source], stored: TensorFolder) -> torch.dtype:
-    """Return the dtype of most stored tensors."""
+    """Return the dtype of most stored tensors; of equally many, the first."""
     dtypes = [stored.stored[name].dtype for source in sources.values() for name in source.names]
-    return FLOATS[max(set(dtypes), key=dtypes.count)]
+    return FLOATS[max(dict.fromkeys(dtypes), key=dtypes.count)]

@@ -1,14 +1,15 @@
 """Which stored tensors make up each of our parameters.
 
 A parameter comes from one stored tensor, or, for stacked experts, from one tensor for each expert and
-projection. The plan is made from names and shapes alone, and every disagreement is found before anything is read.
+projection. The plan is made from names and shapes alone, and every disagreement is found before anything is
+read.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from moesaic.checkpoint.tensors import FLOATS, TensorFolder
-from moesaic.errors import CheckpointError
+from moesaic.errors import CheckpointError, UnsupportedError
 from moesaic.models.spec import FamilySpec
 
 Shape = tuple[int, ...]
@@ -34,9 +35,7 @@ class Source:
     parts: int | None = None
 
 
-def plan_sources(
-    parameters: dict[str, Shape], family: FamilySpec | None, stored: TensorFolder
-) -> dict[str, Source]:
+def plan_sources(parameters: dict[str, Shape], family: FamilySpec | None, stored: TensorFolder) -> dict[str, Source]:
     """Find the source of every parameter.
 
     Args:
@@ -45,7 +44,9 @@ def plan_sources(
         stored: the folder.
 
     Raises:
-        CheckpointError: tensors are missing, or have another shape or dtype; the text names the first and counts all.
+        CheckpointError: tensors are missing, or have another shape or dtype; the text names the first and
+            counts all.
+        UnsupportedError: the family has no name for a parameter.
     """
     sources, missing, wrong = {}, [], []
     for name, shape in parameters.items():
@@ -85,6 +86,11 @@ def source_choices(name: str, shape: Shape, family: FamilySpec | None) -> list[S
         fused = family.experts.fused_down if is_down else family.experts.fused_gate_up
         names = [part.format(layer=layer, expert=expert) for expert in range(shape[0]) for part in each]
         return [Source(names, parts=len(each)), Source([fused.format(layer=layer)])]
+    if template not in family.tensors:
+        raise UnsupportedError(
+            f"family '{family.model_type}' has no name for '{name}'",
+            "config.json asks for a part it cannot have",
+        )
     return [Source([choice.format(layer=layer)]) for choice in family.tensors[template]]
 
 

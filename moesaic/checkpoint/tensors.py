@@ -62,9 +62,9 @@ class TensorReader:
     def read(self, name: str) -> Tensor:
         """Return one tensor in its stored dtype."""
         file = self._source.stored[name].file
-        if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
         try:
+            if file not in self._open:
+                self._open[file] = safe_open(file, framework="pt")
             return self._open[file].get_tensor(name)
         except (SafetensorError, OSError) as failure:
             raise CheckpointError(f"cannot read '{name}' from '{file}': {failure}", "fetch the file again") from None
@@ -72,12 +72,20 @@ class TensorReader:
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map", {})
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError(
+                f"'{folder / INDEX}' holds no weight_map of names to files",
+                "the file is damaged; fetch it again",
+            )
         files = sorted({folder / file for file in weight_map.values()})
         missing = [file.name for file in files if not file.is_file()]
-        if missing or not files:
+        if not files:
+            raise CheckpointError(f"'{folder / INDEX}' lists no files", "the file is damaged; fetch it again")
+        if missing:
             raise CheckpointError(
-                f"'{folder / INDEX}' lists {len(files)} files, {len(missing)} of them missing: {', '.join(missing[:3])}",
+                f"'{folder / INDEX}' lists {len(files)} files, {len(missing)} of them missing: "
+                f"{', '.join(missing[:3])}",
                 "fetch the missing files",
             )
         return files
@@ -89,7 +97,7 @@ def _weight_files(folder: Path) -> list[Path]:
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"'{folder}' holds a pickle checkpoint ({pickles[0]}), which is never read: it could run any code",
+            f"'{folder}' holds a pickle checkpoint ({pickles[0]}), never read: it could run any code",
             "convert it with transformers: save_pretrained(folder, safe_serialization=True)",
         )
     raise CheckpointError(f"no safetensors files in '{folder}'", f"expected {WEIGHTS} or {INDEX}")
@@ -103,5 +111,6 @@ def _open(file: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as failure:
         size = file.stat().st_size if file.exists() else 0
         raise CheckpointError(
-            f"cannot read '{file}' ({size} bytes): {failure}", "the file is damaged or cut short; fetch it again"
+            f"cannot read '{file}' ({size} bytes): {failure}",
+            "the file is damaged or cut short; fetch it again",
         ) from None

@@ -19,12 +19,27 @@ class DataConfig(Section):
     """The text that a run learns from."""
 
     source: str | None = Field(
-        None, description="a file, a folder, 'python-stdlib' (this Python's library) or 'hf:NAME' (a hub dataset)"
+        None,
+        description="a file, a folder, 'python-stdlib' (this Python's library) or 'hf:NAME' (a hub dataset)",
     )
     mixture: list[MixturePart] = Field([], description="several weighted sources, in place of source")
     field: str | None = Field(None, description="key of the text in .jsonl, parquet and hub rows; None: 'text'")
     include: list[str] = Field(
-        ["*.txt", "*.md", "*.rst", "*.py", "*.c", "*.h", "*.cc", "*.cpp", "*.rs", "*.go", "*.java", "*.js", "*.ts"],
+        [
+            "*.txt",
+            "*.md",
+            "*.rst",
+            "*.py",
+            "*.c",
+            "*.h",
+            "*.cc",
+            "*.cpp",
+            "*.rs",
+            "*.go",
+            "*.java",
+            "*.js",
+            "*.ts",
+        ],
         description="which files of a folder are read, as name patterns",
     )
     sequence_length: int = Field(1024, gt=1, description="tokens of a training sequence")

@@ -15,18 +15,18 @@ from moesaic.config.run import RunConfig
 from moesaic.errors import ConfigError, nearest_hint
 
 Tree = dict[str, Any]
+# Where a field takes several types, the location of a mistake goes on with the type that was tried.
+_UNION_MEMBERS = ("int", "list[int]")
 SectionT = TypeVar("SectionT", bound=BaseModel)
 
 
-def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), expand_model: Callable[[Tree], Tree] = dict
-) -> RunConfig:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), expand: Callable[[Tree], Tree] = dict) -> RunConfig:
     """Read a recipe, apply `section.key=value` overrides, and check the whole.
 
     Args:
         path: a TOML file.
         overrides: later ones win; a value is read as TOML, or as a string where it is none.
-        expand_model: fills the model section from its preset and family.
+        expand: fills in what presets and families stand for, before the check.
 
     Raises:
         ConfigError: the file cannot be read or parsed, or a key or value is not accepted.
@@ -34,9 +34,7 @@ def load_recipe(
     tree = _read_toml(Path(path))
     for override in overrides:
         _apply_override(tree, override)
-    if isinstance(tree.get("model"), dict):
-        tree["model"] = expand_model(tree["model"])
-    return check_section(RunConfig, tree, str(path))
+    return check_section(RunConfig, expand(tree), str(path))
 
 
 def save_recipe(config: RunConfig, path: Path) -> None:
@@ -61,7 +59,7 @@ def check_section(kind: type[SectionT], tree: Tree, origin: str) -> SectionT:
 
 def _config_error(kind: type[BaseModel], mistakes: list[Any], origin: str) -> ConfigError:
     mistake = mistakes[0]
-    key = ".".join(str(part) for part in mistake["loc"])
+    key = ".".join(str(part) for part in mistake["loc"] if part not in _UNION_MEMBERS)
     if mistake["type"] == "extra_forbidden":
         text = f"{origin}: unknown key '{key}'"
         hint = nearest_hint(str(mistake["loc"][-1]), _accepted_keys(kind, mistake["loc"][:-1]))

@@ -28,9 +28,13 @@ class RopeScaling(Section):
     attention_factor: float | None = Field(None, gt=0, description="yarn: scale of the rotation; None derives it")
 
     @model_validator(mode="after")
-    def _original_length_is_given(self) -> Self:
+    def _rule_is_complete(self) -> Self:
         if self.rope_type != "linear" and self.original_max_position_embeddings is None:
             raise ValueError(f"rope_type '{self.rope_type}' needs original_max_position_embeddings")
+        if self.rope_type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} is not below high_freq_factor {self.high_freq_factor}"
+            )
         return self
 
 
@@ -163,7 +167,10 @@ class ModelConfig(Section):
             raise ValueError(
                 f"num_experts_per_tok {self.experts_per_token} is not within 1..{self.num_experts} (num_experts)"
             )
-        if self.router in ("switch", "gshard") and self.num_experts_per_tok not in (0, self.experts_per_token):
+        if self.router in ("switch", "gshard") and self.num_experts_per_tok not in (
+            0,
+            self.experts_per_token,
+        ):
             raise ValueError(
                 f"router '{self.router}' chooses {self.experts_per_token} experts, "
                 f"num_experts_per_tok says {self.num_experts_per_tok}"

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from moesaic.config.section import Section
 
@@ -15,7 +15,7 @@ class OptimConfig(Section):
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the moments")
     eps: float = Field(1e-8, gt=0, description="adamw: added to the root of the second moment")
     weight_decay: float = Field(0.1, ge=0, description="decay of matrices; norms and biases are not decayed")
-    clip_norm: float | None = Field(1.0, gt=0, description="largest global gradient norm; None: no clipping")
+    clip_norm: float | None = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         "cosine", description="shape after warm-up; wsd: stable, then a linear decay"
     )
@@ -23,12 +23,20 @@ class OptimConfig(Section):
     decay_share: float = Field(0.2, gt=0, le=1, description="wsd: share of the run that decays")
     min_learning_rate: float | None = Field(None, ge=0, description="rate at the end; None: a tenth of the peak")
 
+    # A TOML file cannot say None, so there it is zero.
+    @field_validator("clip_norm")
+    @classmethod
+    def _read_zero_as_none(cls, value: float | None) -> float | None:
+        return value or None
+
+    @field_serializer("clip_norm")
+    def _write_none_as_zero(self, value: float | None) -> float:
+        return value or 0.0
+
     @model_validator(mode="after")
     def _ranges_agree(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must lie within [0, 1)")
         if self.min_learning_rate is not None and self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate {self.min_learning_rate} exceeds learning_rate {self.learning_rate}"
-            )
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} exceeds learning_rate {self.learning_rate}")
         return self

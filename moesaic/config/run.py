@@ -16,10 +16,10 @@ class RunConfig(Section):
 
     model: ModelConfig
     data: DataConfig
-    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)  # type: ignore[arg-type]
-    optim: OptimConfig = Field(default_factory=OptimConfig)  # type: ignore[arg-type]
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)  # type: ignore[arg-type]
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -30,8 +30,7 @@ class RunConfig(Section):
             )
         if self.tokenizer.vocab_size is not None and self.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
-                f"tokenizer.vocab_size {self.tokenizer.vocab_size} exceeds "
-                f"model.vocab_size {self.model.vocab_size}"
+                f"tokenizer.vocab_size {self.tokenizer.vocab_size} exceeds model.vocab_size {self.model.vocab_size}"
             )
         if self.warmup_steps >= self.train.steps and self.train.steps > 1:
             raise ValueError(f"optim.warmup_steps {self.warmup_steps} leaves nothing of train.steps {self.train.steps}")

@@ -23,6 +23,10 @@ class TrainConfig(Section):
     recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, slower")
     evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations; None: a tenth of the run")
     evaluate_batches: int = Field(16, gt=0, description="batches of an evaluation")
+    init_from: str | None = Field(
+        None,
+        description="a folder or hub id whose weights start the run; gives model and tokenizer where not set",
+    )
     threads: int | None = Field(None, gt=0, description="threads of the CPU kernels; None: as torch chooses")
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra 'track')")
 

@@ -1,1 +1,1 @@
-"""Model families: one decoder, and for each family its fixed traits, foreign names and published sizes as data."""
+"""Model families: one decoder; each family is data: fixed traits, foreign names, published sizes."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from moesaic.config.load import check_section
 from moesaic.config.model import ModelConfig
-from moesaic.errors import MoesaicError, UnsupportedError
+from moesaic.errors import ConfigError, MoesaicError, UnsupportedError
 from moesaic.models.names import SHARED_KEYS
 from moesaic.models.spec import FamilySpec
 from moesaic.models.table import FAMILIES, NATIVE, find_family
@@ -29,6 +29,13 @@ _ROPE_FIELDS = {
     "beta_slow",
     "attention_factor",
 }
+_ROPE_FIELDS_OF = {
+    "linear": {"rope_type", "factor"},
+    "llama3": _ROPE_FIELDS - {"beta_fast", "beta_slow", "attention_factor"} | {"rope_type"},
+    "yarn": _ROPE_FIELDS - {"low_freq_factor", "high_freq_factor"} | {"rope_type"},
+}
+# Rope settings that change the result and that we do not compute, with the value that changes nothing.
+_ROPE_NEUTRAL = {"partial_rotary_factor": 1.0, "truncate": True, "mscale": None, "mscale_all_dim": None}
 
 
 def read_config(theirs: Mapping[str, Any], origin: str) -> ModelConfig:
@@ -55,6 +62,11 @@ def read_config(theirs: Mapping[str, Any], origin: str) -> ModelConfig:
             ours[key] = given[0]
     ours |= _read_rope(theirs, ours.get("rope_theta", 10_000.0), origin)
     ours |= _read_windows(theirs, family)
+    if family.experts is not None and "num_experts" not in ours:
+        raise ConfigError(
+            f"{origin}: '{family.keys['num_experts'][0]}' is missing",
+            "the file is not complete; fetch it again",
+        )
     return check_section(ModelConfig, {**ours, **family.traits}, origin)
 
 
@@ -83,6 +95,8 @@ def choose_family(config: ModelConfig) -> FamilySpec | None:
 
 def unsaid_fields(config: ModelConfig, family: FamilySpec) -> list[str]:
     """List the fields that a family's config.json would not carry over."""
+    if (family.experts is None) == any(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers)):
+        return ["num_experts"]
     try:
         back = read_config(_in_family_terms(config, family), family.model_type)
     except MoesaicError:
@@ -104,7 +118,10 @@ def _effective(config: ModelConfig) -> dict[str, Any]:
     }
     routed = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router")
     if any(fields["moe_layers"]):
-        fields |= {"moe_intermediate_size": config.expert_width, "num_experts_per_tok": config.experts_per_token}
+        fields |= {
+            "moe_intermediate_size": config.expert_width,
+            "num_experts_per_tok": config.experts_per_token,
+        }
     else:
         fields |= dict.fromkeys(routed)
     if all(fields["moe_layers"]):
@@ -127,7 +144,7 @@ def _in_family_terms(config: ModelConfig, family: FamilySpec) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "rope_theta": config.rope_theta,
-        "rope_scaling": None if config.rope_scaling is None else config.rope_scaling.model_dump(exclude_none=True),
+        "rope_scaling": _write_rope(config),
         **family.constants,
     }
     return theirs | _write_windows(config, family)
@@ -141,7 +158,13 @@ def _check_features(theirs: Mapping[str, Any], origin: str) -> None:
 
 
 def _read_rope(theirs: Mapping[str, Any], default_theta: float, origin: str) -> dict[str, Any]:
-    rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
+    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"{origin}: rope_scaling is {rope!r}", "it must be an object with a rope_type, or null")
+    for key, neutral in _ROPE_NEUTRAL.items():
+        found = rope.get(key, theirs.get(key))
+        if found not in (neutral, None):
+            raise UnsupportedError(f"{origin}: {key} is {found!r}", "this version computes plain rope scaling only")
     theta = rope.get("rope_theta") or theirs.get("rope_theta") or default_theta
     rope_type = rope.get("rope_type") or rope.get("type") or "default"
     if rope_type == "default":
@@ -154,6 +177,12 @@ def _read_rope(theirs: Mapping[str, Any], default_theta: float, origin: str) -> 
     if rope_type == "yarn":
         fields.setdefault("original_max_position_embeddings", theirs.get("max_position_embeddings"))
     return {"rope_theta": theta, "rope_scaling": {"rope_type": rope_type, **fields}}
+
+
+def _write_rope(config: ModelConfig) -> dict[str, Any] | None:
+    if config.rope_scaling is None:
+        return None
+    return config.rope_scaling.model_dump(include=_ROPE_FIELDS_OF[config.rope_scaling.rope_type], exclude_none=True)
 
 
 def _read_windows(theirs: Mapping[str, Any], family: FamilySpec) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from moesaic.config.model import ModelConfig
 from moesaic.nn.cache import KVCache
 from moesaic.nn.decoder import Decoder, DecoderOutput
 from moesaic.nn.linear import Linear
+from moesaic.nn.moe.layer import MoELayer
 
 
 class LanguageModel(nn.Module):
@@ -44,7 +45,13 @@ class LanguageModel(nn.Module):
         """Return an empty cache for this many sequences and positions."""
         config = self.config
         dtype = self.decoder.compute_dtype or self.decoder.embedding.weight.dtype
-        return KVCache(config.num_hidden_layers, batch, config.kv_heads, num_slots, config.head_channels, dtype)
+        with torch.device(self.decoder.embedding.weight.device):
+            return KVCache(config.num_hidden_layers, batch, config.kv_heads, num_slots, config.head_channels, dtype)
+
+    def moe_layers(self) -> dict[int, MoELayer]:
+        """Return the mixtures by layer index."""
+        found = {index: layer.moe for index, layer in enumerate(self.decoder.layers)}
+        return {index: moe for index, moe in found.items() if isinstance(moe, MoELayer)}
 
     def num_parameters(self) -> tuple[int, int]:
         """Return (all parameters, those active for one token)."""

@@ -29,7 +29,8 @@ class FamilySpec:
         model_type: the family's name in config.json.
         architecture: the class that transformers loads it with.
         traits: fields of `ModelConfig` that the family fixes.
-        keys: our field -> keys it may have in config.json, the one we write first; beyond those all families share.
+        keys: our field -> keys it may have in config.json, the one we write first; beyond those all families
+            share.
         defaults: our field -> value where config.json is silent.
         constants: keys always written to config.json.
         windows: how config.json tells sliding windows: not at all, by 'sliding_window' alone, behind

@@ -118,14 +118,14 @@ def expand_model(section: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = dict(section)
     preset = given.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and str(preset) not in PRESETS:
         raise ConfigError(f"unknown model.preset '{preset}'", nearest_hint(str(preset), PRESETS))
-    fields = {**PRESETS.get(preset, {}), **given}
-    model_type = fields.get("model_type", NATIVE)
+    fields = {**PRESETS.get(str(preset), {}), **given}
+    model_type = str(fields.get("model_type", NATIVE))
     if model_type == NATIVE:
         return fields
     if model_type not in FAMILIES:
-        raise ConfigError(f"unknown model.model_type '{model_type}'", nearest_hint(str(model_type), [*FAMILIES, NATIVE]))
+        raise ConfigError(f"unknown model.model_type '{model_type}'", nearest_hint(model_type, [*FAMILIES, NATIVE]))
     traits = FAMILIES[model_type].traits
     for key, value in given.items():
         if key in traits and value != traits[key]:

@@ -7,8 +7,8 @@ from torch import Tensor
 class KVCache:
     """One contiguous cache, every sequence's slots starting at 0.
 
-    Sequences may have different lengths: a slot at or beyond a sequence's length holds nothing that any query of it
-    sees. Memory: 2 L B G Z C elements.
+    Sequences may have different lengths: a slot at or beyond a sequence's length holds nothing that any query
+    of it sees. Memory: 2 L B G Z C elements.
     """
 
     def __init__(

@@ -111,7 +111,14 @@ class Decoder(nn.Module):
         all_losses: list[dict[str, Tensor]] = []
         loads: dict[int, ExpertLoad] = {}
         for index, layer in enumerate(self.layers):
-            inputs = (hidden_BSD, rotary, masks[self.config.window_of_layer(index)], positions_BS, valid_BS, cache)
+            inputs = (
+                hidden_BSD,
+                rotary,
+                masks[self.config.window_of_layer(index)],
+                positions_BS,
+                valid_BS,
+                cache,
+            )
             if self.recompute and self.training:
                 hidden_BSD, losses, load = checkpoint(layer, *inputs, use_reentrant=False)
             else:
@@ -121,10 +128,9 @@ class Decoder(nn.Module):
                 loads[index] = load
         if cache is not None:
             cache.lengths_B += ids_BS.shape[1] if valid_BS is None else valid_BS.sum(1)
-        mean_losses = {name: torch.stack([each[name] for each in all_losses]).mean() for name in all_losses[0]} if (
-            all_losses
-        ) else {}
-        return DecoderOutput(self.norm(hidden_BSD), mean_losses, loads)
+        names = all_losses[0] if all_losses else {}
+        losses = {name: torch.stack([each[name] for each in all_losses]).mean() for name in names}
+        return DecoderOutput(self.norm(hidden_BSD), losses, loads)
 
     def _rotation(self, positions_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         config = self.config

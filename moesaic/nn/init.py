@@ -1,8 +1,8 @@
 """Initial weights by the role of each parameter.
 
 Norms start at one and biases at zero. Every other weight is normal with the model's `initializer_range`; the
-projections that write into the residual stream are divided by sqrt(2 L), so that its variance does not grow with
-depth (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners", 2.3).
+projections that write into the residual stream are divided by sqrt(2 L), so that its variance does not grow
+with depth (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners", 2.3).
 """
 
 import math

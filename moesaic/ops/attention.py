@@ -43,7 +43,12 @@ def build_mask(
     windowed = window is not None and window < num_keys
     if not cached and document_ids_BS is None and not windowed:
         return AttentionMask(None, causal=True)
-    if cached and query_positions_BS.shape[1] == 1 and not windowed and bool((query_positions_BS == num_keys - 1).all()):
+    if (
+        cached
+        and query_positions_BS.shape[1] == 1
+        and not windowed
+        and bool((query_positions_BS == num_keys - 1).all())
+    ):
         return AttentionMask(None, causal=False)
     keys_Z = torch.arange(num_keys, device=query_positions_BS.device)
     distance_BSZ = query_positions_BS.unsqueeze(-1) - keys_Z

@@ -1,8 +1,8 @@
 """The gated MLP of every expert over its own rows: down(silu(gate(x)) * up(x)).
 
 Rows come grouped by expert. On CPU each expert is three matrix products straight into the shared result, and
-the gating runs once over all rows; the backward keeps only the input and the gate-up product and redoes the gating.
-On CUDA the products are torch's grouped ones, which need no expert counts on the host.
+the gating runs once over all rows; the backward keeps only the input and the gate-up product and redoes the
+gating. On CUDA the products are torch's grouped ones, which need no expert counts on the host.
 """
 
 import torch

@@ -36,9 +36,9 @@ class _RmsNorm(torch.autograd.Function):
         wide_dtype = inverse.dtype
         unit = x.to(wide_dtype) * inverse
         grad_unit = grad.to(wide_dtype)
-        grad_weight = torch.linalg.vecdot(
-            grad_unit.reshape(-1, x.shape[-1]), unit.reshape(-1, x.shape[-1]), dim=0
-        ).to(weight.dtype)
+        grad_weight = torch.linalg.vecdot(grad_unit.reshape(-1, x.shape[-1]), unit.reshape(-1, x.shape[-1]), dim=0).to(
+            weight.dtype
+        )
         grad_unit = grad_unit * weight.to(wide_dtype)
         along = torch.linalg.vecdot(grad_unit, unit).div_(x.shape[-1]).unsqueeze(-1)
         return grad_unit.addcmul_(unit, along, value=-1).mul_(inverse).to(x.dtype), grad_weight, None

@@ -6,8 +6,8 @@ A routing is a list of (token, expert) pairs, tokens ascending. The experts want
     rows              1 0 2 0 1        grouped 0 1 1 3 3      order    2 1 4 0 3
     inverse           3 1 0 4 2        pair n stands in row inverse[n]
 
-`permute` gathers; its gradient is the plain sum over each token's rows. `combine` is that sum with weights; its
-gradient gathers again. Both sums are one segmented gather-and-add per token, in the order of the pairs.
+`permute` gathers; its gradient is the plain sum over each token's rows. `combine` is that sum with weights;
+its gradient gathers again. Both sums are one segmented gather-and-add per token, in the order of the pairs.
 """
 
 from dataclasses import dataclass

@@ -24,8 +24,11 @@ def top_k(scores_RE: Tensor, k: int) -> Tensor:
     if not 1 <= k <= num_columns:
         raise ConfigError(f"cannot choose {k} of {num_columns} columns", f"k must lie within 1..{num_columns}")
     # Adding zero turns -0.0 into 0.0, which compare as equal but differ in their bits.
-    bits = (scores_RE.detach().float() + 0.0).view(torch.int32)
-    monotone = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long()
+    scores_RE = scores_RE.detach().float() + 0.0
+    bits = scores_RE.view(torch.int32)
+    monotone = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
+    # A NaN may carry a sign (0 / 0 does on x86), which means nothing.
+    monotone = monotone.masked_fill(scores_RE.isnan(), 0x7FFFFFFF).long()
     columns = torch.arange(num_columns, device=scores_RE.device)
     keys = (monotone << 32) - columns
     return keys.topk(k, dim=-1).indices
@@ -43,8 +46,9 @@ def limit_groups(scores_TE: Tensor, num_groups: int, num_chosen: int, num_best: 
         num_chosen: groups each token may use, 1..num_groups.
         num_best: how many scores stand for a group.
     """
-    grouped = scores_TE.view(scores_TE.shape[0], num_groups, -1)
-    size = grouped.shape[-1]
+    num_tokens, num_experts = scores_TE.shape
+    size = num_experts // num_groups
+    grouped = scores_TE.view(num_tokens, num_groups, size)
     group_scores = grouped.topk(min(num_best, size), dim=-1).values.sum(-1)
     allowed = torch.zeros_like(group_scores, dtype=torch.bool)
     allowed.scatter_(1, top_k(group_scores, num_chosen), True)

@@ -13,9 +13,9 @@ from moesaic.nn.moe.router import Routing
 def balance_loss(routing: Routing, num_experts: int) -> Tensor:
     """Return E * sum_e f_e P_e over all tokens (Fedus et al., 2021, "Switch Transformers", equation 4).
 
-    f_e is the share of all choices that fell on expert e, before any is dropped, and P_e the mean score of e; both
-    sum to one. The value is 1 when load or scores are even, and E when one expert gets every choice and all of the
-    score. The gradient goes through P only. Zero for no tokens.
+    f_e is the share of all choices that fell on expert e, before any is dropped, and P_e the mean score of e;
+    both sum to one. The value is 1 when load or scores are even, and E when one expert gets every choice and
+    all of the score. The gradient goes through P only. Zero for no tokens.
     """
     if len(routing.scores_TE) == 0:
         return routing.scores_TE.sum()
@@ -25,10 +25,11 @@ def balance_loss(routing: Routing, num_experts: int) -> Tensor:
 
 
 def sequence_balance_loss(routing: Routing, num_experts: int, sequence_ids_T: Tensor) -> Tensor:
-    """Return the mean over sequences of E * sum_e f_se P_se (DeepSeek-AI, 2024, "DeepSeek-V3", equations 17 to 20).
+    """Return the mean over sequences of E * sum_e f_se P_se (DeepSeek-AI, 2024, "DeepSeek-V3", equations 17
+    to 20).
 
-    As `balance_loss`, with load fractions and mean scores taken within each sequence; sequences without tokens do
-    not count. The value is 1 when each sequence is even.
+    As `balance_loss`, with load fractions and mean scores taken within each sequence; sequences without
+    tokens do not count. The value is 1 when each sequence is even.
 
     Args:
         sequence_ids_T: which sequence each token is of, from 0.
@@ -56,8 +57,8 @@ def z_loss(logits_TE: Tensor) -> Tensor:
 
 @torch.no_grad()
 def update_selection_bias(bias_E: Tensor, tokens_per_expert_E: Tensor, speed: float) -> None:
-    """Move the bias in place: b += speed * sign(mean load - load) (Wang et al., 2024, "Auxiliary-Loss-Free Load
-    Balancing Strategy for Mixture-of-Experts", algorithm 1).
+    """Move the bias in place: b += speed * sign(mean load - load) (Wang et al., 2024, "Auxiliary-Loss-Free
+    Load Balancing Strategy for Mixture-of-Experts", algorithm 1).
 
     Args:
         bias_E: float32; takes part in the choice of the next batch only.

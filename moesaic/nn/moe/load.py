@@ -24,19 +24,19 @@ class ExpertLoad:
         return ExpertLoad(self.tokens_per_expert_E + other.tokens_per_expert_E, self.num_dropped + other.num_dropped)
 
     @property
-    def shares_E(self) -> Tensor:
+    def shares_E(self) -> Tensor:  # noqa: N802 - a tensor, so named by its shape
         """Share of all choices that fell on each expert, float64; equal shares where there were none."""
         counts_E = self.tokens_per_expert_E.double()
         return counts_E / counts_E.sum() if counts_E.sum() > 0 else torch.full_like(counts_E, 1 / len(counts_E))
 
     @property
     def max_violation(self) -> float:
-        """(max load - mean load) / mean load: 0 when even, E - 1 when one expert takes all (Wang et al., 2024)."""
+        """(max load - mean load) / mean load (Wang et al., 2024): 0 when even, E - 1 when one takes all."""
         return float(self.shares_E.max() * len(self.shares_E) - 1)
 
     @property
     def entropy(self) -> float:
-        """Entropy of the shares over log E: 1 when even, 0 when one expert takes all; 1 for a single expert."""
+        """Entropy of the shares over log E: 1 when even or E is 1, 0 when one expert takes all."""
         if len(self.shares_E) == 1:
             return 1.0
         return float(torch.special.entr(self.shares_E).sum() / torch.tensor(len(self.shares_E)).double().log())

@@ -1,21 +1,22 @@
 """Routers: from a score per token and expert to the pairs that are computed.
 
-    ROUTERS is the table. Each entry turns logits into a `Routing`: which (token, expert) pairs are computed, with
-    which weight, and the probabilities that the balance loss looks at. All of it runs in float32.
+    ROUTERS is the table. Each entry turns logits into a `Routing`: which (token, expert) pairs are computed,
+    with which weight, and the probabilities that the balance loss looks at. All of it runs in float32.
 
 | kind | scores | choice | weight of a chosen expert |
 | --- | --- | --- | --- |
-| softmax | softmax over experts | K best, within the best groups if asked | its score, or its share of the K |
+| softmax | softmax | K best, within the best groups if asked | its score, or its share of the K |
 | sigmoid | sigmoid | K best of score plus balancing bias | its score without the bias, or its share |
 | switch | softmax | the best one | its score |
 | gshard | softmax | the best two, the second at random | its share of the two |
 | expert_choice | softmax | each expert takes its M best tokens | its score |
 
-With a capacity factor, an expert takes at most M = ceil(factor T K / E) rows. A choice beyond that is dropped: the
-token goes on with its other experts, or with the residual stream alone.
+With a capacity factor, an expert takes at most M = ceil(factor T K / E) rows. A choice beyond that is
+dropped: the token goes on with its other experts, or with the residual stream alone.
 
-Sources: Shazeer et al. (2017) softmax top-k; Lepikhin et al. (2020) GShard; Fedus et al. (2021) Switch; Zhou et al.
-(2022) expert choice; DeepSeek-AI (2024) groups and sigmoid scores; Wang et al. (2024) loss-free balancing bias.
+Sources: Shazeer et al. (2017) softmax top-k; Lepikhin et al. (2020) GShard; Fedus et al. (2021) Switch; Zhou
+et al. (2022) expert choice; DeepSeek-AI (2024) groups and sigmoid scores; Wang et al. (2024) loss-free
+balancing bias.
 """
 
 import math
@@ -54,16 +55,19 @@ class Routing:
 class Router(nn.Module):
     """Score every expert for every token, and choose.
 
-    `selection_bias` takes part in the sigmoid router's choice only; it gets no gradient, is moved after each step
-    by `update_selection_bias` and is part of every checkpoint.
+    `selection_bias` takes part in the sigmoid router's choice only; it gets no gradient, is moved after each
+    step by `update_selection_bias` and is part of every checkpoint.
     """
+
+    selection_bias: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
-        if config.router == "sigmoid":
-            self.register_buffer("selection_bias", torch.zeros(config.num_experts, dtype=torch.float32))
+        self.selection_bias: Tensor | None
+        bias_E = torch.zeros(config.num_experts, dtype=torch.float32) if config.router == "sigmoid" else None
+        self.register_buffer("selection_bias", bias_E)
 
     def forward(self, hidden_TD: Tensor) -> Routing:
         """Route tokens [T, D]; random only in training, where the router asks for it."""
@@ -82,8 +86,9 @@ class Router(nn.Module):
             factor = self.config.eval_capacity_factor
         if factor is None:
             return None
-        fair_share = num_tokens * self.config.experts_per_token / self.config.num_experts
-        return max(1, math.ceil(factor * fair_share))
+        rows = factor * num_tokens * self.config.experts_per_token / self.config.num_experts
+        # 1.1 * 3 is 3.3000000000000003 in binary: an error of rounding must not add a row.
+        return max(1, math.ceil(rows - 1e-9))
 
 
 def _softmax(logits_TE: Tensor, router: Router) -> Routing:
@@ -100,6 +105,7 @@ def _softmax(logits_TE: Tensor, router: Router) -> Routing:
 def _sigmoid(logits_TE: Tensor, router: Router) -> Routing:
     config = router.config
     scores_TE = logits_TE.sigmoid()
+    assert router.selection_bias is not None, "the sigmoid router has a bias"
     biased_TE = scores_TE.detach() + router.selection_bias
     if config.n_group > 1:
         biased_TE = limit_groups(biased_TE, config.n_group, config.topk_group, 2)
@@ -132,7 +138,7 @@ def _gshard(logits_TE: Tensor, router: Router) -> Routing:
 
 
 def _expert_choice(logits_TE: Tensor, router: Router) -> Routing:
-    """Let each expert take its M best tokens. It sees the whole sequence, so it is for training and scoring."""
+    """Let each expert take its M best tokens; it sees the whole sequence: for training and scoring."""
     num_tokens, num_experts = logits_TE.shape
     scores_TE = logits_TE.softmax(-1)
     fair_share = math.ceil(num_tokens * router.config.experts_per_token / num_experts)
@@ -164,9 +170,7 @@ def _token_choice(
     chosen_tokens = torch.arange(num_tokens, device=logits_TE.device).repeat_interleave(num_choices)
     chosen_experts, weights = expert_ids_TK.reshape(-1), weights_TK.reshape(-1)
     if kept_TK is None:
-        return Routing(
-            chosen_tokens, chosen_experts, weights, chosen_tokens, chosen_experts, scores_TE, logits_TE
-        )
+        return Routing(chosen_tokens, chosen_experts, weights, chosen_tokens, chosen_experts, scores_TE, logits_TE)
     kept = kept_TK.reshape(-1)
     return Routing(
         chosen_tokens[kept],

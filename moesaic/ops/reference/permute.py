@@ -15,9 +15,7 @@ def permute(hidden_TD: Tensor, token_ids_N: Tensor, expert_ids_N: Tensor, num_ex
     return torch.stack(rows) if rows else hidden_TD[:0]
 
 
-def combine(
-    rows_ND: Tensor, weights_N: Tensor, token_ids_N: Tensor, expert_ids_N: Tensor, num_tokens: int
-) -> Tensor:
+def combine(rows_ND: Tensor, weights_N: Tensor, token_ids_N: Tensor, expert_ids_N: Tensor, num_tokens: int) -> Tensor:
     """Walk the pairs in expert order and add each weighted row to its token."""
     pairs = sorted(range(len(expert_ids_N)), key=lambda pair: (int(expert_ids_N[pair]), pair))
     summed_TD = [torch.zeros_like(rows_ND[0]) if len(rows_ND) else rows_ND.new_zeros(rows_ND.shape[1])] * num_tokens

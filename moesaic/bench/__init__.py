@@ -1,0 +1,1 @@
+"""Benchmarks: interleaved measurements against peers and against the machine, results as files."""

@@ -1,0 +1,144 @@
+"""`moesaic bench train`: a training step against transformers, same shapes, same weights, same run.
+
+Two levels: one MoE block (forward, backward, optimizer), and a whole four-layer model (with loss and clipping).
+Outputs are compared before anything is timed. The floor under the block is a dense gated MLP of equal FLOPs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moesaic.bench.measure import describe_machine, measure, summarise
+from moesaic.bench.peer import build_peer, transformers_version
+from moesaic.checkpoint.mapping import source_choices
+from moesaic.config.model import ModelConfig
+from moesaic.errors import MoesaicError
+from moesaic.models.model import LanguageModel, build_model
+from moesaic.models.table import find_family
+from moesaic.nn.init import init_weights
+from moesaic.nn.mlp import GatedMlp
+from moesaic.ops.loss import cross_entropy_sum
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A case: tokens T, width D, expert width F, experts E, K of them chosen."""
+
+    tokens: int
+    width: int
+    expert_width: int
+    experts: int
+    chosen: int
+
+    def config(self, num_layers: int = 1) -> ModelConfig:
+        """Return a Mixtral of this shape."""
+        return ModelConfig(
+            model_type="mixtral",
+            vocab_size=8192,
+            hidden_size=self.width,
+            num_hidden_layers=num_layers,
+            num_attention_heads=self.width // 64,
+            num_key_value_heads=max(1, self.width // 256),
+            intermediate_size=self.expert_width,
+            num_experts=self.experts,
+            num_experts_per_tok=self.chosen,
+            rms_norm_eps=1e-5,
+        )
+
+
+BLOCKS = (Shape(1024, 1024, 512, 32, 4), Shape(4096, 256, 384, 16, 2))
+MODELS = (Shape(2048, 512, 512, 16, 2),)
+
+
+def bench_train(repeats: int) -> dict[str, Any]:
+    """Measure all cases; return the result as plain data."""
+    torch.manual_seed(0)
+    cases = []
+    for dtype in (torch.float32, torch.bfloat16):
+        cases += [_bench_block(shape, dtype, repeats) for shape in BLOCKS]
+        cases += [_bench_model(shape, dtype, max(3, repeats // 2)) for shape in MODELS]
+    machine = {**describe_machine(), "transformers": transformers_version()}
+    return {"benchmark": "train", "machine": machine, "repeats": repeats, "cases": cases}
+
+
+def _bench_block(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    ours, theirs = _twins(shape.config())
+    layer, block = ours.moe_layers()[0].to(dtype), theirs.model.layers[0].mlp.to(dtype)
+    dense = GatedMlp(shape.width, shape.expert_width * shape.chosen).to(dtype)
+    hidden_BSD = torch.randn(4, shape.tokens // 4, shape.width).to(dtype)
+    _check_equal(layer(hidden_BSD).hidden_BSD, block(hidden_BSD), dtype)
+    steps = {
+        "moesaic": _step(layer, lambda: layer(hidden_BSD).hidden_BSD.sum()),
+        "transformers": _step(block, lambda: block(hidden_BSD).sum()),
+        "dense": _step(dense, lambda: dense(hidden_BSD).sum()),
+    }
+    return _case("block", shape, dtype, measure(steps, repeats))
+
+
+def _bench_model(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    config = shape.config(num_layers=4)
+    ours, theirs = _twins(config)
+    ours.decoder.compute_dtype = dtype
+    ids_BS = torch.randint(config.vocab_size, (shape.tokens // 256, 256))
+
+    def our_loss() -> Tensor:
+        output = ours.decode(ids_BS)
+        logits_TV = ours.logits(output.hidden_BSD)[:, :-1].flatten(0, 1)
+        loss = cross_entropy_sum(logits_TV, ids_BS[:, 1:].flatten()) / len(logits_TV)
+        return loss + config.router_aux_loss_coef * output.losses["balance_loss"]
+
+    def their_loss() -> Tensor:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return theirs(ids_BS, labels=ids_BS).loss
+
+    with torch.no_grad():
+        _check_equal(ours(ids_BS), theirs(ids_BS).logits, dtype)
+    steps = {"moesaic": _step(ours, our_loss), "transformers": _step(theirs, their_loss)}
+    return _case("model", shape, dtype, measure(steps, repeats))
+
+
+def _twins(config: ModelConfig) -> tuple[LanguageModel, Any]:
+    """Build our model and the peer with the same weights."""
+    ours, theirs = build_model(config), build_peer(config)
+    init_weights(ours, config, seed=0)
+    family, state = find_family(config.model_type), theirs.state_dict()
+    with torch.no_grad():
+        for name, tensor in ours.state_dict().items():
+            choices = [choice.names for choice in source_choices(name, tuple(tensor.shape), family)]
+            found = [names[0] for names in choices if len(names) == 1 and names[0] in state]
+            state[found[0]].copy_(tensor)
+    return ours.train(), theirs.train()
+
+
+def _step(module: nn.Module, loss_fn: Callable[[], Tensor]) -> Step:
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss_fn().backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _check_equal(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
+    error = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    if not error < limit:
+        raise MoesaicError(
+            f"outputs differ by {error:.2e} relative, more than {limit:.0e}", "a timing of unequal work means nothing"
+        )
+
+
+def _case(level: str, shape: Shape, dtype: torch.dtype, times: dict[str, list[float]]) -> dict[str, Any]:
+    figures = {name: summarise(values) for name, values in times.items()}
+    ours = figures["moesaic"]["median_ms"]
+    ratios = {f"over_{name}": round(each["median_ms"] / ours, 3) for name, each in figures.items() if name != "moesaic"}
+    dims = {"T": shape.tokens, "D": shape.width, "F": shape.expert_width, "E": shape.experts, "K": shape.chosen}
+    return {"level": level, "dtype": str(dtype).removeprefix("torch."), **dims, "times": figures, **ratios}

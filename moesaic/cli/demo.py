@@ -1,0 +1,80 @@
+"""`moesaic demo`: the whole story in minutes."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from moesaic.cli.output import error_console
+from moesaic.config.load import check_section
+from moesaic.config.run import RunConfig
+from moesaic.errors import EXIT_INTERRUPTED
+from moesaic.models.table import expand_model
+from moesaic.units import format_count, format_seconds
+
+PROMPTS = ("def __init__(self, ", "import ", "class Test")
+
+
+def demo_recipe(out: Path, steps: int) -> RunConfig:
+    """Return the recipe of the demo: the preset tiny on the running Python's own library."""
+    tree = {
+        "model": expand_model({"preset": "tiny"}),
+        "data": {"source": "python-stdlib", "sequence_length": 256},
+        "optim": {"learning_rate": 3e-3},
+        "train": {"out": str(out), "steps": steps, "batch_size": 16, "evaluate_every": max(1, steps // 5)},
+    }
+    return check_section(RunConfig, tree, "the demo's recipe")
+
+
+def demo(
+    out: Path = typer.Option(Path("runs/demo"), help="The run folder."),
+    steps: int = typer.Option(240, min=1, help="Training steps; fewer end sooner and learn less."),
+) -> None:
+    """Train a small mixture of experts on Python's own library, look at it, and generate code."""
+    config = demo_recipe(out, steps)
+    console = error_console()
+    console.print("[bold]1/3[/bold] train a mixture of experts on the source text of this Python's library")
+    from moesaic.train.loop import train, write_run_report
+
+    outcome = train(config, console=console)
+    if outcome.interrupted is not None:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    summary = outcome.summary
+    console.print("\n[bold]2/3[/bold] what it learnt")
+    _print_losses(console, summary)
+    console.print("\n[bold]3/3[/bold] generate code with it")
+    summary["samples"] = _samples(outcome.folder.path)
+    for sample in summary["samples"]:
+        console.print(f"[bold]{sample['prompt']}[/bold]", end="", markup=True)
+        console.print(sample["text"], markup=False)
+        console.print("")
+    write_run_report(outcome.folder, config, summary)
+    _print_next(console, outcome.folder.path)
+
+
+def _print_losses(console: Console, summary: dict[str, Any]) -> None:
+    console.print(
+        f"{format_count(summary['tokens'])} tokens in {format_seconds(summary['seconds'])}; "
+        f"{format_count(summary['parameters'])} parameters, "
+        f"{format_count(summary['active_parameters'])} active for a token"
+    )
+    losses = {**summary["baselines"], "this model": summary["held_out_loss"]}
+    for name, loss in losses.items():
+        console.print(f"  held-out loss, {name:<10}  {loss:.3f} nats a token")
+
+
+def _samples(folder: Path) -> list[dict[str, str]]:
+    from moesaic.infer.engine import LLM
+
+    llm = LLM(folder)
+    completions = llm.generate(list(PROMPTS), max_tokens=60, temperature=0.7, top_p=0.95, seed=1)
+    return [{"prompt": prompt, "text": each.text} for prompt, each in zip(PROMPTS, completions, strict=True)]
+
+
+def _print_next(console: Console, folder: Path) -> None:
+    console.print("[bold]Next[/bold]")
+    console.print(f"  look      open {folder / 'report.html'} in a browser")
+    console.print(f'  generate  moesaic generate {folder} "def main(" --temperature 0.7')
+    console.print(f"  exchange  transformers.AutoModelForCausalLM.from_pretrained('{folder / 'model'}')")
+    console.print("  train     moesaic train recipes/tiny.toml --set data.source=YOUR_FOLDER --set train.out=runs/mine")

@@ -1,0 +1,51 @@
+"""`moesaic generate`: complete a prompt."""
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from moesaic.cli.output import error_console, print_json
+
+
+def generate(
+    model: str = typer.Argument(help="A Hugging Face folder, a run folder of `moesaic train`, or a hub id."),
+    prompt: str = typer.Argument(help="The text to go on from; '-' reads standard input."),
+    max_tokens: int = typer.Option(128, help="Most tokens to generate."),
+    temperature: float = typer.Option(0.0, help="0 takes the best token; higher is more random."),
+    top_k: int | None = typer.Option(None, help="Keep this many best tokens."),
+    top_p: float | None = typer.Option(None, help="Keep the best tokens that reach this probability together."),
+    min_p: float | None = typer.Option(None, help="Keep tokens with this share of the best one's probability."),
+    stop: list[str] = typer.Option([], help="End before this string; may be given again."),
+    seed: int | None = typer.Option(None, help="Seed of the random draws."),
+    ignore_eos: bool = typer.Option(False, "--ignore-eos", help="Go on after an end token."),
+    chat: bool = typer.Option(False, "--chat", help="Send the prompt as a user's message in the chat template."),
+    dtype: str | None = typer.Option(None, help="bfloat16, float16 or float32; default: as stored."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
+) -> None:
+    """Generate text: `moesaic generate runs/tiny "def main("`."""
+    from moesaic.infer.engine import LLM
+    from moesaic.infer.request import SamplingParams
+
+    params = SamplingParams(max_tokens, temperature, top_k, top_p, min_p, tuple(stop), seed, ignore_eos)
+    llm = LLM(model, dtype=dtype)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    request: Any = llm.chat_prompt([{"role": "user", "content": text}]) if chat else text
+    if as_json:
+        print_json(asdict(llm.generate(request, params)[0]))
+        return
+    if not chat:
+        print(text, end="", flush=True)
+    completion = None
+    for delta in llm.stream(request, params):
+        print(delta.text, end="", flush=True)
+        completion = delta.completion
+    print()
+    assert completion is not None, "a stream ends with its completion"
+    usage = completion.usage
+    error_console().print(
+        f"{usage.prompt_tokens} prompt tokens, {usage.completion_tokens} generated, "
+        f"ended by {completion.finish_reason}",
+        style="dim",
+    )

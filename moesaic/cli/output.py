@@ -1,0 +1,45 @@
+"""What commands print: results on standard output, everything else on standard error."""
+
+import json
+import sys
+import traceback
+from typing import Any
+
+from rich.console import Console
+
+from moesaic.errors import EXIT_OURS, EXIT_USER, MoesaicError
+
+
+def error_console() -> Console:
+    """Return the console for people's output and progress."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print the one machine-readable object of a command."""
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def report_error(failure: BaseException, debug: bool) -> int:
+    """Print an error as two lines, the second one what to do next; return the exit code."""
+    if debug:
+        traceback.print_exception(failure)
+    if isinstance(failure, MoesaicError):
+        _print_two_lines(failure.text, failure.hint or "see `moesaic --help`")
+        return failure.exit_code
+    _print_two_lines(
+        f"internal error: {type(failure).__name__}: {failure}",
+        "this is our fault; run again with --debug and report what it prints",
+    )
+    return EXIT_OURS
+
+
+def report_usage(text: str, command: str) -> int:
+    """Print a mistake in the command's own words; return the exit code."""
+    _print_two_lines(text, f"see `{command} --help`")
+    return EXIT_USER
+
+
+def _print_two_lines(error: str, hint: str) -> None:
+    error, hint = (" ".join(text.split()) for text in (error, hint))
+    print(f"error: {error}\n hint: {hint}", file=sys.stderr)

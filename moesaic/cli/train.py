@@ -1,0 +1,63 @@
+"""`moesaic train`: run a recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from moesaic.cli.output import error_console
+from moesaic.config.load import load_recipe
+from moesaic.config.run import RunConfig
+from moesaic.errors import EXIT_INTERRUPTED
+from moesaic.models.table import expand_model
+
+
+def train(
+    recipe: Path = typer.Argument(help="A TOML recipe, such as recipes/tiny.toml."),
+    overrides: list[str] = typer.Option(
+        [], "--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe; may be given again."
+    ),
+    resume: str = typer.Option(
+        "auto", help="auto: go on from the last checkpoint if there is one; never; or a checkpoint's path."
+    ),
+) -> None:
+    """Train a model: `moesaic train recipes/tiny.toml --set train.steps=100`."""
+    config = load_run(recipe, overrides)
+    from moesaic.train.loop import train as run
+
+    console = error_console()
+    outcome = run(config, resume, console)
+    if outcome.interrupted is not None:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    summary = outcome.summary
+    if summary["held_out_loss"] is not None:
+        console.print(f"held-out loss {summary['held_out_loss']:.3f} nats a token")
+    reader = "transformers and moesaic load it" if outcome.transformers_can_load else "moesaic loads it"
+    console.print(f"model   {outcome.folder.model} ({reader})")
+    console.print(f"report  {outcome.folder.report}")
+
+
+def load_run(recipe: Path, overrides: list[str]) -> RunConfig:
+    """Read a recipe with its overrides; presets, families and `train.init_from` are filled in."""
+    return load_recipe(recipe, overrides, _expand)
+
+
+def _expand(tree: dict[str, Any]) -> dict[str, Any]:
+    start = tree.get("train", {}).get("init_from") if isinstance(tree.get("train"), dict) else None
+    if start is not None:
+        tree = _start_from(tree, str(start))
+    if isinstance(tree.get("model"), dict):
+        tree["model"] = expand_model(tree["model"])
+    return tree
+
+
+def _start_from(tree: dict[str, Any], start: str) -> dict[str, Any]:
+    """Take the model section and the tokenizer from the checkpoint that a run starts from."""
+    from moesaic.checkpoint.folder import find_model, read_json
+    from moesaic.models.config_json import read_config
+
+    folder = find_model(start)
+    fields = read_config(read_json(folder / "config.json"), str(folder / "config.json")).model_dump()
+    tree["model"] = {**fields, **tree.get("model", {})}
+    tree.setdefault("tokenizer", {}).setdefault("path", str(folder))
+    return tree

@@ -1,0 +1,1 @@
+"""Generation: requests, the runner that turns them into tokens, and the public `LLM`."""

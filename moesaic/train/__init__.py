@@ -1,0 +1,1 @@
+"""Training: the state of a run, one step, the loop, its hooks, evaluation."""

@@ -1,0 +1,21 @@
+"""Held-out loss."""
+
+from collections.abc import Iterable
+
+import torch
+
+from moesaic.data.loader import Batch
+from moesaic.models.model import LanguageModel
+from moesaic.ops.loss import IGNORED_LABEL, cross_entropy_sum
+
+
+@torch.no_grad()
+def evaluate(model: LanguageModel, batches: Iterable[Batch]) -> float:
+    """Return the mean cross-entropy over all labels of the batches, nats a token."""
+    model.eval()
+    total, num_labels = 0.0, 0
+    for batch in batches:
+        hidden_BSD = model.decode(batch.ids_BS, batch.positions_BS, batch.document_ids_BS).hidden_BSD
+        total += float(cross_entropy_sum(model.logits(hidden_BSD).flatten(0, 1), batch.labels_BS.flatten()))
+        num_labels += int((batch.labels_BS != IGNORED_LABEL).sum())
+    return total / max(1, num_labels)

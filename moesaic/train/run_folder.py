@@ -1,0 +1,54 @@
+"""The folder of a run: its files, and the lock that keeps two processes out of it."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from moesaic.errors import ConfigError
+
+
+class RunFolder:
+    """The files of a run, and the right to write them.
+
+    The lock lives as long as the process that holds it, so a killed run never blocks the next one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.report = path / "report.html"
+        self.checkpoints = path / "checkpoints"
+        self.tokenizer = path / "tokenizer"
+        self.model = path / "model"
+        self._lock_path = path / ".lock"
+        self._lock: int | None = None
+
+    def acquire(self) -> None:
+        """Create the folder where needed and lock it.
+
+        Raises:
+            ConfigError: another process has it, it holds something else than a run, or it cannot be made.
+        """
+        foreign = self.path.exists() and not self._lock_path.exists()
+        if foreign and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                f"train.out '{self.path}' exists and is no run folder", "choose another folder, or empty it"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"run folder '{self.path}' is in use by another process",
+                "wait for it to end, or choose another train.out",
+            ) from None
+        except OSError as failure:
+            raise ConfigError(f"cannot make run folder '{self.path}': {failure}", "choose another train.out") from None
+
+    def release(self) -> None:
+        """Let the folder go."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

@@ -1,0 +1,88 @@
+"""Everything that moves during a run, and how it is saved and brought back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moesaic.checkpoint.store import Snapshot
+from moesaic.config.run import RunConfig
+from moesaic.data.loader import Loader
+from moesaic.errors import CheckpointError
+from moesaic.models.model import LanguageModel
+
+
+@dataclass
+class TrainState:
+    """The moving parts of a run.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: tokens seen.
+        seconds: time spent training, over all sittings.
+        held_out_loss: of the last evaluation; None before the first.
+    """
+
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    held_out_loss: float | None = None
+
+    def snapshot(self, config: RunConfig) -> Snapshot:
+        """Collect the state; tensors are not copied, so save before the next step."""
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        moments = {
+            f"{names[parameter]}/{key}": torch.as_tensor(value)
+            for parameter, state in self.optimizer.state.items()
+            for key, value in state.items()
+        }
+        plain = {
+            "format": 1,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "held_out_loss": self.held_out_loss,
+            "loader": self.loader.state_dict(),
+            "config": config.model_dump(mode="json"),
+        }
+        tensors = {
+            "model": self.model.state_dict(),
+            "optimizer": moments,
+            "random": {"torch": torch.get_rng_state()},
+        }
+        return Snapshot(plain, tensors)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over a saved state, bit for bit.
+
+        Raises:
+            CheckpointError: its tensors do not fit this model or optimizer.
+            DataError: the data has changed since.
+        """
+        self._restore_weights(snapshot.tensors["model"])
+        self._restore_moments(snapshot.tensors["optimizer"])
+        torch.set_rng_state(snapshot.tensors["random"]["torch"])
+        self.loader.load_state_dict(snapshot.state["loader"])
+        self.step = snapshot.state["step"]
+        self.tokens = snapshot.state["tokens"]
+        self.seconds = snapshot.state["seconds"]
+        self.held_out_loss = snapshot.state["held_out_loss"]
+
+    def _restore_weights(self, weights: Mapping[str, Tensor]) -> None:
+        try:
+            self.model.load_state_dict(dict(weights))
+        except RuntimeError as failure:
+            raise CheckpointError(
+                f"the checkpoint's weights do not fit the model: {str(failure).splitlines()[1].strip()}",
+                "resume with the recipe that the run began with",
+            ) from None
+
+    def _restore_moments(self, moments: Mapping[str, Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for key, value in moments.items():
+            name, _, moment = key.rpartition("/")
+            self.optimizer.state[parameters[name]][moment] = value
