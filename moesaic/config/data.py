@@ -23,7 +23,7 @@ class DataConfig(Section):
         description="a file, a folder, 'python-stdlib' (this Python's library) or 'hf:NAME' (a hub dataset)",
     )
     mixture: list[MixturePart] = Field([], description="several weighted sources, in place of source")
-    field: str | None = Field(None, description="key of the text in .jsonl, parquet and hub rows; None: 'text'")
+    field: str | None = Field(None, description="key of the text in .jsonl, parquet and hub rows; unset: 'text'")
     include: list[str] = Field(
         [
             "*.txt",
@@ -46,7 +46,7 @@ class DataConfig(Section):
     held_out: float = Field(0.02, ge=0, lt=1, description="share of the text kept for evaluation; 0: none")
     respect_documents: bool = Field(False, description="keep attention within a document of a packed sequence")
     seed: int = Field(0, ge=0, description="order of the training sequences")
-    cache: str | None = Field(None, description="folder of tokenised text; None: a folder of the user's cache")
+    cache: str | None = Field(None, description="folder of tokenised text; unset: a folder of the user's cache")
 
     @property
     def parts(self) -> list[MixturePart]:
@@ -63,7 +63,7 @@ class DataConfig(Section):
 class TokenizerConfig(Section):
     """A given tokenizer, or how to train one."""
 
-    path: str | None = Field(None, description="a tokenizer.json or a folder with one; None: train BPE on the data")
+    path: str | None = Field(None, description="a tokenizer.json or a folder with one; unset: train BPE on the data")
     vocab_size: int | None = Field(
-        None, gt=256, description="entries of a trained tokenizer; None: the model's vocab_size"
+        None, gt=256, description="entries of a trained tokenizer; unset: the model's vocab_size"
     )

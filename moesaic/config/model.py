@@ -47,8 +47,8 @@ class ModelConfig(Section):
     hidden_size: int = Field(gt=0, description="model width")
     num_hidden_layers: int = Field(gt=0, description="decoder layers")
     num_attention_heads: int = Field(gt=0, description="query heads")
-    num_key_value_heads: int | None = Field(None, gt=0, description="key/value heads; None: as many as query heads")
-    head_dim: int | None = Field(None, gt=0, description="channels per head; None: hidden_size over heads")
+    num_key_value_heads: int | None = Field(None, gt=0, description="key/value heads; unset: as many as query heads")
+    head_dim: int | None = Field(None, gt=0, description="channels per head; unset: hidden_size over heads")
     intermediate_size: int = Field(gt=0, description="width of the MLP of dense layers")
     max_position_embeddings: int = Field(2048, gt=0, description="longest sequence, in tokens")
     rms_norm_eps: float = Field(1e-6, gt=0, description="added to the mean square in every norm")
@@ -61,15 +61,15 @@ class ModelConfig(Section):
         "none", description="norm of queries and keys: none, over each head, or over all heads together"
     )
     clip_qkv: float | None = Field(None, gt=0, description="clamp queries, keys and values to this magnitude")
-    sliding_window: int | None = Field(None, gt=0, description="attend to this many last positions; None: all")
+    sliding_window: int | None = Field(None, gt=0, description="attend to this many last positions; unset: all")
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = Field(
-        None, description="attention of each layer; None: sliding everywhere when sliding_window is set"
+        None, description="attention of each layer; unset: sliding everywhere when sliding_window is set"
     )
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of initial weights")
 
     num_experts: int = Field(0, ge=0, description="experts of each MoE layer; 0: a dense model")
     num_experts_per_tok: int = Field(0, ge=0, description="experts chosen for each token")
-    moe_intermediate_size: int | None = Field(None, gt=0, description="width of an expert; None: intermediate_size")
+    moe_intermediate_size: int | None = Field(None, gt=0, description="width of an expert; unset: intermediate_size")
     decoder_sparse_step: int = Field(1, gt=0, description="every how many layers an MoE layer stands")
     mlp_only_layers: list[int] = Field([], description="layers that stay dense")
     shared_expert_intermediate_size: int = Field(0, ge=0, description="width of the shared expert; 0: none")
@@ -81,9 +81,9 @@ class ModelConfig(Section):
     topk_group: int = Field(1, gt=0, description="groups that a token may use")
     routed_scaling_factor: float = Field(1.0, gt=0, description="multiplies the combined expert output")
     capacity_factor: float | None = Field(
-        None, gt=0, description="rows an expert takes, over its fair share; None: every choice is kept"
+        None, gt=0, description="rows an expert takes, over its fair share; unset: every choice is kept"
     )
-    eval_capacity_factor: float | None = Field(None, gt=0, description="the same in evaluation; None: as training")
+    eval_capacity_factor: float | None = Field(None, gt=0, description="the same in evaluation; unset: as training")
     router_jitter_noise: float = Field(0.0, ge=0, lt=1, description="input noise of the router, in training")
     gshard_random_second: bool = Field(True, description="gshard: drop weak second choices at random")
     router_aux_loss_coef: float = Field(0.01, ge=0, description="weight of the balance loss; 0: off")

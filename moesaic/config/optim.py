@@ -19,9 +19,9 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         "cosine", description="shape after warm-up; wsd: stable, then a linear decay"
     )
-    warmup_steps: int | None = Field(None, ge=0, description="steps of linear warm-up; None: 5 % of the run")
+    warmup_steps: int | None = Field(None, ge=0, description="steps of linear warm-up; unset: 5 % of the run")
     decay_share: float = Field(0.2, gt=0, le=1, description="wsd: share of the run that decays")
-    min_learning_rate: float | None = Field(None, ge=0, description="rate at the end; None: a tenth of the peak")
+    min_learning_rate: float | None = Field(None, ge=0, description="rate at the end; unset: a tenth of the peak")
 
     # A TOML file cannot say None, so there it is zero.
     @field_validator("clip_norm")

@@ -14,20 +14,20 @@ class TrainConfig(Section):
     steps: int = Field(gt=0, description="optimizer steps of the whole run")
     batch_size: int = Field(gt=0, description="sequences of a step, over all ranks")
     micro_batch_size: int | None = Field(
-        None, gt=0, description="sequences computed at a time, gradients accumulated; None: batch_size"
+        None, gt=0, description="sequences computed at a time, gradients accumulated; unset: batch_size"
     )
     seed: int = Field(0, ge=0, description="initial weights and every random choice of the routers")
     precision: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="dtype of the computation; weights and moments stay float32"
     )
     recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, slower")
-    evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations; None: a tenth of the run")
+    evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations; unset: a tenth of the run")
     evaluate_batches: int = Field(16, gt=0, description="batches of an evaluation")
     init_from: str | None = Field(
         None,
         description="a folder or hub id whose weights start the run; gives model and tokenizer where not set",
     )
-    threads: int | None = Field(None, gt=0, description="threads of the CPU kernels; None: as torch chooses")
+    threads: int | None = Field(None, gt=0, description="threads of the CPU kernels; unset: as torch chooses")
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra 'track')")
 
     @property

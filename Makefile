@@ -1,0 +1,42 @@
+# The two commands of a fresh machine: `make demo` runs the whole story, `make test` all checks.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test format lint types unit bench clean
+
+demo: $(VENV)/core.done
+	$(BIN)/moesaic demo
+
+test: lint types unit
+
+format: $(VENV)/dev.done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/dev.done
+	$(BIN)/mypy
+
+unit: $(VENV)/dev.done
+	$(BIN)/pytest -n auto
+
+bench: $(VENV)/dev.done
+	$(BIN)/moesaic bench train
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/core.done: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("moesaic needs Python 3.11 or later, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/core.done
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
