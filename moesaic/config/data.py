@@ -20,7 +20,8 @@ class DataConfig(Section):
 
     source: str | None = Field(
         None,
-        description="a file, a folder, 'python-stdlib' (this Python's library) or 'hf:NAME' (a hub dataset)",
+        description="a file, a folder, 'python-stdlib' (this Python's library), "
+        "or a hub dataset: 'hf:NAME[#SUBSET][:SPLIT][@REVISION]'",
     )
     mixture: list[MixturePart] = Field([], description="several weighted sources, in place of source")
     field: str | None = Field(None, description="key of the text in .jsonl, parquet and hub rows; unset: 'text'")

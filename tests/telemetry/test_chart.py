@@ -49,9 +49,7 @@ def test_tick_is_short(value, text):
     assert format_tick(value) == text
 
 
-@pytest.mark.parametrize(
-    ("step", "last", "text"), [(2500, 3000, "2,500"), (2500, 10_000, "2.5K"), (0, 9, "0")]
-)
+@pytest.mark.parametrize(("step", "last", "text"), [(2500, 3000, "2,500"), (2500, 10_000, "2.5K"), (0, 9, "0")])
 def test_steps_of_one_axis_share_a_style(step, last, text):
     assert format_step(step, last) == text
 

@@ -29,9 +29,7 @@ def test_column_without_a_record_repeats_the_one_before():
 
 
 def test_records_of_one_column_are_averaged_in_a_long_run():
-    rows = [
-        row(step, L0=[0.25, 0.75] if step % 2 else [0.75, 0.25]) for step in range(1, 2 * MAX_COLUMNS * 5)
-    ]
+    rows = [row(step, L0=[0.25, 0.75] if step % 2 else [0.75, 0.25]) for step in range(1, 2 * MAX_COLUMNS * 5)]
     (grid,) = read_load_grids(rows)
     assert len(grid.relative[0]) == MAX_COLUMNS
     assert all(load == pytest.approx(1, abs=0.15) for load in grid.relative[0])

@@ -52,9 +52,7 @@ def test_killed_writer_leaves_every_appended_row(path):
         "    file.append({'step': step})\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], cwd=Path(__file__).parents[2], check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == -9
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
 
@@ -86,9 +84,7 @@ def test_last_line_that_lacks_only_its_newline_is_kept(path):
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("tail", "steps"), [("", [1, 3]), ('{"step": 2, "lo', [1, 3]), ('{"step": 2}', [1, 2, 3])]
-)
+@pytest.mark.parametrize(("tail", "steps"), [("", [1, 3]), ('{"step": 2, "lo', [1, 3]), ('{"step": 2}', [1, 2, 3])])
 def test_append_starts_its_own_line_whatever_the_last_writer_left(path, tail, steps):
     path.write_text('{"step": 1}\n' + tail)
     write_rows(path, [{"step": 3}])

@@ -16,9 +16,7 @@ def test_sentence_tells_steps_tokens_time_speed_and_losses():
 
 
 def test_sentence_leaves_out_what_is_unknown():
-    assert (
-        describe_outcome(Outcome(steps=1, train_loss=2.0)) == "1 step; the loss ended at 2.000 in training."
-    )
+    assert describe_outcome(Outcome(steps=1, train_loss=2.0)) == "1 step; the loss ended at 2.000 in training."
     assert describe_outcome(Outcome(steps=2)) == "2 steps."
     assert describe_outcome(read_outcome([])) == "No step was recorded."
 
@@ -46,9 +44,7 @@ def test_tiles_of_a_dense_run_do_not_speak_of_experts(fake_rows):
 
 
 def test_tiles_of_a_moe_run_tell_balance_and_parameters(fake_rows):
-    tiles = choose_tiles(
-        read_outcome(fake_rows()), {"parameters": 29_400_000, "active_parameters": 8_100_000}
-    )
+    tiles = choose_tiles(read_outcome(fake_rows()), {"parameters": 29_400_000, "active_parameters": 8_100_000})
     told = {tile.label: (tile.value, tile.note) for tile in tiles}
     assert told["Parameters"] == ("29.4M", "8.1M active for a token")
     assert told["Worst overload"][0] == "0.40"

@@ -37,9 +37,7 @@ def report(tmp_path, fake_rows, fake_config):
     path = tmp_path / "report.html"
     config = {**fake_config, "train": {"out": "runs/" + "x" * 200}}
     samples = [{"prompt": "y" * 300, "text": "\n    z"}]
-    write_report(
-        "a-run-" * 30, fake_rows(), config, {"samples": samples, "baselines": {"unigram": 6.3}}, path
-    )
+    write_report("a-run-" * 30, fake_rows(), config, {"samples": samples, "baselines": {"unigram": 6.3}}, path)
     return path.as_uri()
 
 

@@ -21,8 +21,7 @@ def test_chart_is_described_by_its_full_lines_and_levels():
     lines = [Line(SERIES, "train", "faint"), Line(SERIES, "train")]
     svg = draw_line_chart("Norm", "", 3, Plot("nats", lines, [Level(1.0)])).svg
     assert (
-        'aria-label="Norm, nats, over steps. Norm: from 5 at step 1 to 3 at step 3, between 2 and 5. '
-        'Dashed line at 1."'
+        'aria-label="Norm, nats, over steps. Norm: from 5 at step 1 to 3 at step 3, between 2 and 5. Dashed line at 1."'
     ) in svg
 
 

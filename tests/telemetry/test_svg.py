@@ -44,9 +44,7 @@ def test_ids_are_unique_within_a_page_and_references_resolve(svg):
     page = svg + render_svg("two", (300, 200), draw, "A title", "")
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', page)) == set(ids) - set(
-        re.findall(r"image\w+", page)
-    )
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', page)) == set(ids) - set(re.findall(r"image\w+", page))
 
 
 def test_nothing_restyles_or_names_the_world_outside(svg):
