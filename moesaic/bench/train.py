@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moesaic.bench.measure import describe_machine, measure, summarise
 from moesaic.bench.peer import build_peer, transformers_version
+from moesaic.bench.startup import bench_startup
 from moesaic.checkpoint.mapping import source_choices
 from moesaic.config.model import ModelConfig
 from moesaic.errors import MoesaicError
@@ -63,7 +64,8 @@ def bench_train(repeats: int) -> dict[str, Any]:
         cases += [_bench_block(shape, dtype, repeats) for shape in BLOCKS]
         cases += [_bench_model(shape, dtype, max(3, repeats // 2)) for shape in MODELS]
     machine = {**describe_machine(), "transformers": transformers_version()}
-    return {"benchmark": "train", "machine": machine, "repeats": repeats, "cases": cases}
+    startup = bench_startup(repeats)
+    return {"benchmark": "train", "machine": machine, "repeats": repeats, "cases": cases, "startup": startup}
 
 
 def _bench_block(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
@@ -127,6 +129,7 @@ def _step(module: nn.Module, loss_fn: Callable[[], Tensor]) -> Step:
     return step
 
 
+@torch.no_grad()
 def _check_equal(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
     error = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
     limit = 1e-5 if dtype == torch.float32 else 2e-2

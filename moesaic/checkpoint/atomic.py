@@ -86,7 +86,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file; tensors that share memory are written apart."""
+    """Write a safetensors file of tensors that do not overlap in memory; each is written contiguously."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
 
 

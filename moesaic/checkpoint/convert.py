@@ -36,10 +36,17 @@ def _load_checkpoint(path: Path) -> LanguageModel:
     try:
         section = snapshot.state["config"]["model"]
         weights = dict(snapshot.tensors["model"])
-    except (KeyError, TypeError):
+        config = check_section(ModelConfig, dict(section), str(path))
+    except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"checkpoint '{path}' lacks its recipe or its weights", "give another checkpoint"
         ) from None
-    model = build_model(check_section(ModelConfig, dict(section), str(path)), device="meta")
-    model.load_state_dict(weights, assign=True)
+    model = build_model(config, device="meta")
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as failure:
+        raise CheckpointError(
+            f"checkpoint '{path}' does not fit its own recipe: {str(failure).splitlines()[1].strip()}",
+            "give another checkpoint",
+        ) from None
     return model

@@ -41,9 +41,9 @@ def export_model(
         Whether transformers can load the folder: True where one of its families says all about the model.
 
     Raises:
-        CheckpointError: the folder cannot be written, or holds other folders; an earlier one stays whole.
+        CheckpointError: the folder cannot be written, or holds more than a model; an earlier one stays whole.
     """
-    _check_only_files(folder)
+    _check_replaceable(folder)
     family = choose_family(model.config)
     dtype = dtype or next(model.parameters()).dtype
     config: dict[str, Any] = write_config(model.config, str(dtype).removeprefix("torch."))
@@ -98,11 +98,13 @@ def _shards(tensors: Iterator[tuple[str, Tensor]], shard_bytes: int) -> Iterator
     yield shard
 
 
-def _check_only_files(folder: Path) -> None:
+def _check_replaceable(folder: Path) -> None:
     """Refuse to replace a folder that is more than a model, such as a project or a home folder."""
-    inner = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    if inner:
+    ours = {"config.json", "generation_config.json", INDEX, *TOKENIZER_FILES}
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    foreign = [path.name for path in entries if path.name not in ours and path.suffix != ".safetensors"]
+    if foreign:
         raise CheckpointError(
-            f"cannot replace '{folder}' by a model: it holds the folder '{inner[0]}'",
+            f"cannot replace '{folder}' by a model: it holds '{foreign[0]}', which is no part of one",
             "name a new or empty folder",
         )

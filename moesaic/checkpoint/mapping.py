@@ -6,20 +6,12 @@ read.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from moesaic.checkpoint.tensors import FLOATS, TensorFolder
 from moesaic.errors import CheckpointError, UnsupportedError
 from moesaic.models.spec import FamilySpec
 
 Shape = tuple[int, ...]
-
-
-class HasShape(Protocol):
-    """A parameter, real or on the meta device."""
-
-    @property
-    def shape(self) -> Shape: ...
 
 
 @dataclass(frozen=True)

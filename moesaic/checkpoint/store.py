@@ -71,16 +71,30 @@ class CheckpointStore:
         """Return the checkpoint of the highest step, if there is one."""
         return next(reversed(self.steps().values()), None)
 
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: they belong to a course that a run has left."""
+        for later, path in self.steps().items():
+            if later > step:
+                remove_folder(path)
+
     def _retire(self) -> None:
         steps = self.steps()
         kept = set(list(steps)[-self.keep_last :])
-        losses = {step: read_json(path / _STATE).get("held_out_loss") for step, path in steps.items()}
+        losses = {step: _held_out_loss(path) for step, path in steps.items()}
         measured = {step: loss for step, loss in losses.items() if loss is not None}
         if self.keep_best and measured:
-            kept.add(min(measured, key=lambda step: (measured[step], -step)))
+            # A loss is carried on until the next evaluation: of equal ones, the first was measured.
+            kept.add(min(measured, key=lambda step: (measured[step], step)))
         for step, path in steps.items():
             if step not in kept:
                 remove_folder(path)
+
+
+def _held_out_loss(path: Path) -> float | None:
+    try:
+        return read_json(path / _STATE).get("held_out_loss")
+    except CheckpointError:  # a damaged one is no reason to stop a run
+        return None
 
 
 def load_snapshot(path: Path) -> Snapshot:
@@ -89,10 +103,10 @@ def load_snapshot(path: Path) -> Snapshot:
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    state = read_json(path / _STATE)
     try:
+        state = read_json(path / _STATE)
         tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    except (SafetensorError, OSError) as failure:
+    except (CheckpointError, SafetensorError, OSError) as failure:
         raise CheckpointError(
             f"checkpoint '{path}' is damaged: {failure}", "resume from an earlier one with --resume PATH"
         ) from None

@@ -8,8 +8,9 @@ import typer
 from rich.table import Table
 
 from moesaic.cli.output import error_console, print_json
+from moesaic.errors import ConfigError
 
-bench_app = typer.Typer(name="bench", help="Measure against peers: same work, same run, medians.", no_args_is_help=True)
+bench_app = typer.Typer(name="bench", help="Measure against peers: same work, same run, medians.")
 
 
 @bench_app.callback()
@@ -23,6 +24,10 @@ def bench_train(
     out: Path | None = typer.Option(None, help="Also write the result to this file."),
 ) -> None:
     """Time training steps against transformers; the last line is one JSON object."""
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out '{out}' lies in no folder", "make the folder first")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out '{out}' is a folder", "name a file in it")
     from moesaic.bench.train import bench_train as run
 
     result = {**run(repeats), "command": f"moesaic bench train --repeats {repeats}"}

@@ -34,20 +34,22 @@ def demo(
     """Train a small mixture of experts on Python's own library, look at it, and generate code."""
     config = demo_recipe(out, steps)
     console = error_console()
-    console.print("[bold]1/3[/bold] train a mixture of experts on the source text of this Python's library")
+    console.print(
+        "[bold]1/3[/bold] train a mixture of experts on the source text of this Python's library", markup=True
+    )
     from moesaic.train.loop import train, write_run_report
 
     outcome = train(config, console=console)
     if outcome.interrupted is not None:
         raise typer.Exit(EXIT_INTERRUPTED)
     summary = outcome.summary
-    console.print("\n[bold]2/3[/bold] what it learnt")
+    console.print("\n[bold]2/3[/bold] what it learnt", markup=True)
     _print_losses(console, summary)
-    console.print("\n[bold]3/3[/bold] generate code with it")
+    console.print("\n[bold]3/3[/bold] generate code with it", markup=True)
     summary["samples"] = _samples(outcome.folder.path)
     for sample in summary["samples"]:
-        console.print(f"[bold]{sample['prompt']}[/bold]", end="", markup=True)
-        console.print(sample["text"], markup=False)
+        console.print(sample["prompt"], style="bold", end="")
+        console.print(sample["text"])
         console.print("")
     write_run_report(outcome.folder, config, summary)
     _print_next(console, outcome.folder.path)
@@ -73,7 +75,7 @@ def _samples(folder: Path) -> list[dict[str, str]]:
 
 
 def _print_next(console: Console, folder: Path) -> None:
-    console.print("[bold]Next[/bold]")
+    console.print("[bold]Next[/bold]", markup=True)
     console.print(f"  look      open {folder / 'report.html'} in a browser")
     console.print(f'  generate  moesaic generate {folder} "def main(" --temperature 0.7')
     console.print(f"  exchange  transformers.AutoModelForCausalLM.from_pretrained('{folder / 'model'}')")

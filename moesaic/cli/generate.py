@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from moesaic.cli.output import error_console, print_json
+from moesaic.errors import RequestError
 
 
 def generate(
@@ -30,17 +31,17 @@ def generate(
 
     params = SamplingParams(max_tokens, temperature, top_k, top_p, min_p, tuple(stop), seed, ignore_eos)
     llm = LLM(model, dtype=dtype)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_input() if prompt == "-" else prompt
     request: Any = llm.chat_prompt([{"role": "user", "content": text}]) if chat else text
     if as_json:
         print_json(asdict(llm.generate(request, params)[0]))
         return
-    if not chat:
-        print(text, end="", flush=True)
     completion = None
+    # The prompt is shown with the first piece: a request that is refused prints nothing.
+    shown = "" if chat else text
     for delta in llm.stream(request, params):
-        print(delta.text, end="", flush=True)
-        completion = delta.completion
+        print(shown + delta.text, end="", flush=True)
+        shown, completion = "", delta.completion
     print()
     assert completion is not None, "a stream ends with its completion"
     usage = completion.usage
@@ -49,3 +50,10 @@ def generate(
         f"ended by {completion.finish_reason}",
         style="dim",
     )
+
+
+def _read_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as failure:
+        raise RequestError(f"standard input is no text: {failure}", "send text in UTF-8") from None

@@ -16,7 +16,6 @@ from moesaic.errors import EXIT_INTERRUPTED
 
 app = typer.Typer(
     name="moesaic",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     add_completion=False,
@@ -36,7 +35,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments or ["--help"], standalone_mode=False)
     except TyperException as mistake:
         text = mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)
         context = getattr(mistake, "ctx", None)

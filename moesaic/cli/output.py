@@ -12,7 +12,7 @@ from moesaic.errors import EXIT_OURS, EXIT_USER, MoesaicError
 
 def error_console() -> Console:
     """Return the console for people's output and progress."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -27,6 +27,9 @@ def report_error(failure: BaseException, debug: bool) -> int:
     if isinstance(failure, MoesaicError):
         _print_two_lines(failure.text, failure.hint or "see `moesaic --help`")
         return failure.exit_code
+    if isinstance(failure, OSError):
+        _print_two_lines(str(failure), "check the file, its rights and the free space")
+        return EXIT_USER
     _print_two_lines(
         f"internal error: {type(failure).__name__}: {failure}",
         "this is our fault; run again with --debug and report what it prints",

@@ -8,7 +8,7 @@ import typer
 from moesaic.cli.output import error_console
 from moesaic.config.load import load_recipe
 from moesaic.config.run import RunConfig
-from moesaic.errors import EXIT_INTERRUPTED
+from moesaic.errors import EXIT_INTERRUPTED, ConfigError
 from moesaic.models.table import expand_model
 
 
@@ -44,7 +44,8 @@ def load_run(recipe: Path, overrides: list[str]) -> RunConfig:
 
 def _expand(tree: dict[str, Any]) -> dict[str, Any]:
     start = tree.get("train", {}).get("init_from") if isinstance(tree.get("train"), dict) else None
-    if start is not None:
+    # A section that is none is left to the check of the whole.
+    if start is not None and all(isinstance(tree.get(name, {}), dict) for name in ("model", "tokenizer")):
         tree = _start_from(tree, str(start))
     if isinstance(tree.get("model"), dict):
         tree["model"] = expand_model(tree["model"])
@@ -56,8 +57,9 @@ def _start_from(tree: dict[str, Any], start: str) -> dict[str, Any]:
     from moesaic.checkpoint.folder import find_model, read_json
     from moesaic.models.config_json import read_config
 
+    model, tokenizer = tree.get("model", {}), tree.get("tokenizer", {})
+    if "preset" in model:
+        raise ConfigError("model.preset and train.init_from both give the model", "leave out one of them")
     folder = find_model(start)
     fields = read_config(read_json(folder / "config.json"), str(folder / "config.json")).model_dump()
-    tree["model"] = {**fields, **tree.get("model", {})}
-    tree.setdefault("tokenizer", {}).setdefault("path", str(folder))
-    return tree
+    return {**tree, "model": {**fields, **model}, "tokenizer": {"path": str(folder), **tokenizer}}

@@ -93,6 +93,8 @@ class LLM:
             ids = self._need_tokenizer("a prompt of text").encode(prompt, add_special_tokens=True)
         else:
             ids = list(prompt)
+        if not all(isinstance(token, int) for token in ids):
+            raise RequestError("a prompt is neither text nor token ids", "give a string or a list of whole numbers")
         unknown = [token for token in ids if not 0 <= token < self.config.vocab_size]
         if unknown:
             raise RequestError(

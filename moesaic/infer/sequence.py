@@ -8,6 +8,9 @@ from moesaic.infer.stop import StopScanner
 from moesaic.ops.sample import draw, filter_logits, greedy
 from moesaic.tokenizer.tokenizer import Tokenizer
 
+# Logits over a temperature below this leave the range of float32; the draw would be the best token anyway.
+_GREEDY_BELOW = 1e-5
+
 
 class Sequence:
     """A prompt, the tokens generated so far, and when they end.
@@ -45,7 +48,7 @@ class Sequence:
     def choose(self, logits_V: Tensor) -> int:
         """Choose the next token from the logits."""
         params = self.params
-        if params.temperature == 0:
+        if params.temperature < _GREEDY_BELOW:
             return int(greedy(logits_V.unsqueeze(0)))
         filtered_V = filter_logits(logits_V, params.temperature, params.top_k, params.top_p, params.min_p)
         return int(draw(filtered_V.unsqueeze(0), [self._generator]))

@@ -4,7 +4,8 @@
 class StopScanner:
     """Holds back text that may be the beginning of a stop string.
 
-    The pieces that `push` and `flush` return, joined, are the text up to the first stop string.
+    The pieces that `push` and `flush` return, joined, are the text before the stop string that is complete first,
+    however the text is cut; of two that end together, before the longer one.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -17,10 +18,12 @@ class StopScanner:
         if self.stopped:
             return ""
         self._held += text
-        found = [place for place in (self._held.find(stop) for stop in self._stops) if place >= 0]
+        places = [(self._held.find(stop), len(stop)) for stop in self._stops]
+        found = [(place + length, place) for place, length in places if place >= 0]
         if found:
             self.stopped = True
-            final, self._held = self._held[: min(found)], ""
+            _, first = min(found)
+            final, self._held = self._held[:first], ""
             return final
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         final, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

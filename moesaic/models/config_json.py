@@ -87,16 +87,24 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
 def choose_family(config: ModelConfig) -> FamilySpec | None:
     """Return the family whose config.json says everything about a model; None where only ours does.
 
-    The model's own family is tried first. Whether it fits is found by writing and reading back.
+    The model's own family is tried first, then families that are dense or not as the model is. Whether one
+    fits is found by writing and reading back.
     """
-    candidates = sorted(FAMILIES.values(), key=lambda family: family.model_type != config.model_type)
+    has_mixture = any(_moe_layers(config))
+    candidates = sorted(
+        FAMILIES.values(),
+        key=lambda family: (family.model_type != config.model_type, (family.experts is None) == has_mixture),
+    )
     return next((family for family in candidates if not unsaid_fields(config, family)), None)
 
 
 def unsaid_fields(config: ModelConfig, family: FamilySpec) -> list[str]:
     """List the fields that a family's config.json would not carry over."""
-    if (family.experts is None) == any(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers)):
+    has_dense_names = any(".mlp." in name for name in family.tensors)
+    if any(_moe_layers(config)) and family.experts is None:
         return ["num_experts"]
+    if not all(_moe_layers(config)) and not has_dense_names:
+        return ["mlp_only_layers"]
     try:
         back = read_config(_in_family_terms(config, family), family.model_type)
     except MoesaicError:
@@ -104,6 +112,10 @@ def unsaid_fields(config: ModelConfig, family: FamilySpec) -> list[str]:
         return ["model_type"]
     mine, theirs = _effective(config), _effective(back)
     return [key for key in mine if mine[key] != theirs[key]]
+
+
+def _moe_layers(config: ModelConfig) -> list[bool]:
+    return [config.is_moe_layer(layer) for layer in range(config.num_hidden_layers)]
 
 
 def _effective(config: ModelConfig) -> dict[str, Any]:
@@ -114,7 +126,7 @@ def _effective(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_channels,
         "windows": [config.window_of_layer(layer) for layer in layers],
-        "moe_layers": [config.is_moe_layer(layer) for layer in layers],
+        "moe_layers": _moe_layers(config),
     }
     routed = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router")
     if any(fields["moe_layers"]):

@@ -49,11 +49,11 @@ class SelfAttention(nn.Module):
             key_BGZC, value_BGZC = cache.write(self.layer, positions_BS, key_BSGC, value_BSGC)
         return self.output(attention(query_BSHC, key_BGZC, value_BGZC, mask).flatten(2))
 
-    def _heads(self, projected_BSW: Tensor, norm: RmsNorm | None) -> Tensor:
-        """Norm and clip a projection, and split it into heads: [B, S, heads, C]."""
+    def _heads(self, projected: Tensor, norm: RmsNorm | None) -> Tensor:
+        """Norm and clip a projection [B, S, heads C], and split it into heads: [B, S, heads, C]."""
         if norm is not None and self.norm_over_width:
-            projected_BSW = norm(projected_BSW)
+            projected = norm(projected)
         if self.clip is not None:
-            projected_BSW = projected_BSW.clamp(-self.clip, self.clip)
-        heads = projected_BSW.unflatten(-1, (-1, self.channels))
+            projected = projected.clamp(-self.clip, self.clip)
+        heads = projected.unflatten(-1, (-1, self.channels))
         return norm(heads) if norm is not None and not self.norm_over_width else heads

@@ -54,9 +54,9 @@ def build_mask(
     distance_BSZ = query_positions_BS.unsqueeze(-1) - keys_Z
     allowed_BSZ = distance_BSZ >= 0
     if window is not None:
-        allowed_BSZ &= distance_BSZ < window
+        allowed_BSZ = allowed_BSZ & (distance_BSZ < window)
     if document_ids_BS is not None:
-        allowed_BSZ &= document_ids_BS.unsqueeze(2) == document_ids_BS.unsqueeze(1)
+        allowed_BSZ = allowed_BSZ & (document_ids_BS.unsqueeze(2) == document_ids_BS.unsqueeze(1))
     return AttentionMask(allowed_BSZ.unsqueeze(1), causal=False)
 
 

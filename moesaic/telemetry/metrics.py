@@ -8,6 +8,7 @@ strict JSON, which has no NaN and no infinity: a number that is not finite is wr
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,7 +57,9 @@ class MetricsFile:
 
     def close(self) -> None:
         """Close the file; further rows cannot be appended."""
-        self._file.close()
+        # Rows are flushed one by one: what is left here is the row whose failure was already told.
+        with suppress(OSError):
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -12,15 +12,18 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from moesaic.checkpoint.atomic import atomic_folder
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.load import DTYPES, load_model
 from moesaic.checkpoint.store import CheckpointStore, load_snapshot
 from moesaic.config.load import save_recipe
+from moesaic.config.model import ModelConfig
 from moesaic.config.run import RunConfig
 from moesaic.data.baseline import bigram_loss, unigram_loss
 from moesaic.data.loader import Loader
 from moesaic.data.prepare import PreparedData, prepare
 from moesaic.data.vocabulary import fit_tokenizer
+from moesaic.errors import ConfigError
 from moesaic.hw.allocator import keep_freed_memory
 from moesaic.models.model import LanguageModel, build_model
 from moesaic.nn.init import init_weights
@@ -69,7 +72,7 @@ def train(config: RunConfig, resume: str = "auto", console: Console | None = Non
     Raises:
         MoesaicError: see `choose_checkpoint`, `prepare`, `train_step` and `CheckpointStore.save`.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     folder = RunFolder(Path(config.train.out))
     folder.acquire()
     try:
@@ -95,8 +98,7 @@ def _train_in(folder: RunFolder, config: RunConfig, resume: str, console: Consol
     state = _new_state(config, prepared, from_scratch=snapshot is None)
     if snapshot is not None:
         state.restore(snapshot)
-    save_recipe(config, folder.config)
-    truncate_after(folder.metrics, state.step)
+    _write_start(folder, config, tokenizer, store, state.step)
     total, active = state.model.num_parameters()
     console.print(
         f"{format_count(total)} parameters, {format_count(active)} active for a token; "
@@ -104,7 +106,7 @@ def _train_in(folder: RunFolder, config: RunConfig, resume: str, console: Consol
     )
     interrupted = _run_steps(state, config, folder, store, console)
     if interrupted is not None:
-        console.print(f"stopped by {interrupted} after step {state.step}, which is saved; the same command goes on")
+        console.print(f"stopped by {interrupted} after step {state.step}, which is saved; --resume auto goes on")
         return Outcome(folder, interrupted, False, {})
     return _finish(state, config, folder, prepared)
 
@@ -158,9 +160,7 @@ def _open_tokenizer(folder: RunFolder, config: RunConfig, checkpoint: Path | Non
     if checkpoint is not None and folder.tokenizer.is_dir():
         return Tokenizer.load(folder.tokenizer)
     console.print("reading the tokenizer" if config.tokenizer.path else "training the tokenizer")
-    tokenizer = fit_tokenizer(config.data, config.tokenizer, config.model.vocab_size)
-    tokenizer.save(folder.tokenizer)
-    return tokenizer
+    return fit_tokenizer(config.data, config.tokenizer, config.model.vocab_size)
 
 
 def _with_special_tokens(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
@@ -173,14 +173,18 @@ def _with_special_tokens(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 def _prepare(config: RunConfig, tokenizer: Tokenizer, console: Console) -> PreparedData:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("tokenising", total=None)
-        return prepare(config.data, tokenizer, lambda done, total: progress.update(task, completed=done, total=total))
+        prepared = prepare(
+            config.data, tokenizer, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    for note in prepared.notes:
+        console.print(note)
+    return prepared
 
 
 def _new_state(config: RunConfig, prepared: PreparedData, from_scratch: bool) -> TrainState:
     torch.manual_seed(config.train.seed)
-    model: LanguageModel
     if config.train.init_from is not None and from_scratch:
-        model = load_model(config.train.init_from, "float32").requires_grad_(True)
+        model = _load_start(config.model, config.train.init_from)
     else:
         model = build_model(config.model)
         init_weights(model, config.model, config.train.seed)
@@ -188,6 +192,30 @@ def _new_state(config: RunConfig, prepared: PreparedData, from_scratch: bool) ->
     model.decoder.compute_dtype = DTYPES[config.train.precision]
     loader = Loader(prepared, config.data, config.train.batch_size)
     return TrainState(model, build_optimizer(model, config.optim), loader)
+
+
+def _load_start(config: ModelConfig, name: str) -> LanguageModel:
+    """Build the recipe's model with the weights of another one."""
+    model = build_model(config, device="meta")
+    try:
+        model.load_state_dict(load_model(name, "float32").state_dict(), assign=True)
+    except RuntimeError as failure:
+        raise ConfigError(
+            f"train.init_from '{name}' does not fit the model section: {str(failure).splitlines()[1].strip()}",
+            "leave out what the model section says about shapes and router",
+        ) from None
+    return model.requires_grad_(True)
+
+
+def _write_start(folder: RunFolder, config: RunConfig, tokenizer: Tokenizer, store: CheckpointStore, step: int) -> None:
+    """Write what a run begins with, and drop what an earlier course left after this step."""
+    if step == 0 or not folder.tokenizer.is_dir():
+        with atomic_folder(folder.tokenizer) as target:
+            tokenizer.save(target)
+    save_recipe(config, folder.config)
+    # In this order: a kill between the two must not leave a checkpoint without its metrics.
+    store.drop_after(step)
+    truncate_after(folder.metrics, step)
 
 
 def _finish(state: TrainState, config: RunConfig, folder: RunFolder, prepared: PreparedData) -> Outcome:

@@ -41,17 +41,18 @@ def check_resumable(snapshot: Snapshot, config: RunConfig) -> dict[str, tuple[ob
         The keys that differ, each with (value now, value then), all of them such that a run may change.
 
     Raises:
-        ConfigError: the model section, the kind of optimizer or the text differs.
+        ConfigError: the model or tokenizer section or the kind of optimizer differs, or the run is shorter.
         CheckpointError: the checkpoint's own recipe cannot be read.
     """
     try:
         before = check_section(RunConfig, dict(snapshot.state["config"]), "the checkpoint's recipe")
-    except (KeyError, ConfigError) as failure:
+        step = int(snapshot.state["step"])
+    except (KeyError, TypeError, ValueError, ConfigError) as failure:
         raise CheckpointError(
-            f"the checkpoint does not tell its recipe: {failure}", "resume from another one"
+            f"the checkpoint does not tell its recipe and step: {failure}", "resume from another one"
         ) from None
     changes = config.changes_from(before)
-    fixed = [key for key in changes if key.startswith("model.") or key == "optim.kind"]
+    fixed = [key for key in changes if key.startswith(("model.", "tokenizer.")) or key == "optim.kind"]
     if fixed:
         now, then = changes[fixed[0]]
         more = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
@@ -59,9 +60,9 @@ def check_resumable(snapshot: Snapshot, config: RunConfig) -> dict[str, tuple[ob
             f"cannot resume: {fixed[0]} is {now!r}, and was {then!r} when the run began{more}",
             "change it back, or start a new run with another train.out",
         )
-    if snapshot.state["step"] > config.train.steps:
+    if step > config.train.steps:
         raise ConfigError(
-            f"cannot resume: the checkpoint is at step {snapshot.state['step']}, train.steps is {config.train.steps}",
+            f"cannot resume: the checkpoint is at step {step}, train.steps is {config.train.steps}",
             "raise train.steps, or resume from an earlier checkpoint",
         )
     return changes

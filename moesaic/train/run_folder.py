@@ -23,6 +23,7 @@ class RunFolder:
         self.model = path / "model"
         self._lock_path = path / ".lock"
         self._lock: int | None = None
+        self._is_new = False
 
     def acquire(self) -> None:
         """Create the folder where needed and lock it.
@@ -30,6 +31,7 @@ class RunFolder:
         Raises:
             ConfigError: another process has it, it holds something else than a run, or it cannot be made.
         """
+        self._is_new = not self.path.exists()
         foreign = self.path.exists() and not self._lock_path.exists()
         if foreign and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(
@@ -40,6 +42,7 @@ class RunFolder:
             self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._close()
             raise ConfigError(
                 f"run folder '{self.path}' is in use by another process",
                 "wait for it to end, or choose another train.out",
@@ -48,7 +51,13 @@ class RunFolder:
             raise ConfigError(f"cannot make run folder '{self.path}': {failure}", "choose another train.out") from None
 
     def release(self) -> None:
-        """Let the folder go."""
+        """Let the folder go; a new one into which nothing was written goes away."""
+        if self._is_new and list(self.path.iterdir()) == [self._lock_path]:
+            self._lock_path.unlink()
+            self.path.rmdir()
+        self._close()
+
+    def _close(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -60,17 +60,20 @@ class TrainState:
         """Take over a saved state, bit for bit.
 
         Raises:
-            CheckpointError: its tensors do not fit this model or optimizer.
+            CheckpointError: a part is missing, or its tensors do not fit this model or optimizer.
             DataError: the data has changed since.
         """
-        self._restore_weights(snapshot.tensors["model"])
-        self._restore_moments(snapshot.tensors["optimizer"])
-        torch.set_rng_state(snapshot.tensors["random"]["torch"])
-        self.loader.load_state_dict(snapshot.state["loader"])
-        self.step = snapshot.state["step"]
-        self.tokens = snapshot.state["tokens"]
-        self.seconds = snapshot.state["seconds"]
-        self.held_out_loss = snapshot.state["held_out_loss"]
+        try:
+            self._restore_weights(snapshot.tensors["model"])
+            self._restore_moments(snapshot.tensors["optimizer"])
+            torch.set_rng_state(snapshot.tensors["random"]["torch"])
+            self.loader.load_state_dict(snapshot.state["loader"])
+            self.step = snapshot.state["step"]
+            self.tokens = snapshot.state["tokens"]
+            self.seconds = snapshot.state["seconds"]
+            self.held_out_loss = snapshot.state["held_out_loss"]
+        except KeyError as failure:
+            raise CheckpointError(f"the checkpoint lacks {failure}", "resume from another one") from None
 
     def _restore_weights(self, weights: Mapping[str, Tensor]) -> None:
         try:
@@ -85,4 +88,9 @@ class TrainState:
         parameters = dict(self.model.named_parameters())
         for key, value in moments.items():
             name, _, moment = key.rpartition("/")
+            if name not in parameters:
+                raise CheckpointError(
+                    f"the checkpoint has moments of '{name}', which the model lacks",
+                    "resume with the recipe that the run began with",
+                )
             self.optimizer.state[parameters[name]][moment] = value

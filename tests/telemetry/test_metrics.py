@@ -136,8 +136,7 @@ def test_full_disk_is_an_error_on_appending():
     file = MetricsFile("/dev/full")
     with pytest.raises(CheckpointError, match="No space left"):
         file.append({"step": 1})
-    with pytest.raises(OSError, match="No space left"):
-        file.close()
+    file.close()  # tells the failure no second time
 
 
 def test_truncation_drops_later_steps_and_the_torn_line(path):

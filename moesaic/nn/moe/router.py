@@ -87,7 +87,7 @@ class Router(nn.Module):
         if factor is None:
             return None
         rows = factor * num_tokens * self.config.experts_per_token / self.config.num_experts
-        # 1.1 * 3 is 3.3000000000000003 in binary: an error of rounding must not add a row.
+        # 1.1 * 100 / 2 is 55.00000000000001 in binary: an error of rounding must not add a row.
         return max(1, math.ceil(rows - 1e-9))
 
 

@@ -1,0 +1,1 @@
+"""Helpers for tests and benchmarks, ours and those of plug-in authors. Nothing else imports them."""

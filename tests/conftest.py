@@ -1,0 +1,24 @@
+"""Settings of every test: the same random numbers each time, a fair share of the cores, no network, no chatter."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Read by huggingface_hub and transformers when they are first imported, which some tests do.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+settings.register_profile("moesaic", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("moesaic")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Start each test from the same state of torch's generator."""
+    torch.manual_seed(0)

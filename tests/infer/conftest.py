@@ -1,0 +1,45 @@
+"""Models to generate with: one of token ids alone, and one that has a tokenizer."""
+
+from pathlib import Path
+
+import pytest
+
+from moesaic.checkpoint.export import export_model
+from moesaic.infer.engine import LLM
+from moesaic.testing.tiny import tiny_model
+from moesaic.tokenizer.bpe import train_bpe
+
+TEXT = "the cat sat on the mat and the dog saw a bird in the tree near the water\n" * 40
+TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
+
+
+@pytest.fixture(scope="session")
+def ids_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder without a tokenizer."""
+    folder = tmp_path_factory.mktemp("ids") / "model"
+    export_model(tiny_model(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a tokenizer, an end token and a chat template."""
+    root = tmp_path_factory.mktemp("text")
+    tokenizer = train_bpe([TEXT], vocab_size=300)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save(root / "tokenizer")
+    model = tiny_model(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id, max_position_embeddings=48)
+    export_model(model, root / "model", tokenizer=root / "tokenizer")
+    return root / "model"
+
+
+@pytest.fixture
+def ids_llm(ids_folder: Path) -> LLM:
+    """A model that knows no text."""
+    return LLM(ids_folder)
+
+
+@pytest.fixture
+def text_llm(text_folder: Path) -> LLM:
+    """A model of text."""
+    return LLM(text_folder)

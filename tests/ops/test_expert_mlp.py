@@ -1,0 +1,72 @@
+"""The experts' MLPs: values against one row at a time, then gradients, then dtypes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moesaic.errors import UnsupportedError
+from moesaic.ops import expert_mlp as op
+from moesaic.ops.expert_mlp import expert_mlp
+from moesaic.ops.reference import expert_mlp as oracle
+from moesaic.testing.tolerance import is_close
+
+COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=7)
+
+
+def _inputs(
+    counts: list[int], width: int = 6, hidden_width: int = 5, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows, gate_up and down, all of them leaves."""
+    shapes = [(sum(counts), width), (len(counts), 2 * hidden_width, width), (len(counts), width, hidden_width)]
+    rows_ND, gate_up, down = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+    return rows_ND, gate_up, down
+
+
+@given(counts=COUNTS)
+def test_expert_mlp_equals_one_row_at_a_time_when_some_experts_are_idle(counts: list[int]) -> None:
+    rows_ND, gate_up, down = _inputs(counts)
+    counts_E = torch.tensor(counts)
+    assert is_close(expert_mlp(rows_ND, gate_up, down, counts_E), oracle.expert_mlp(rows_ND, gate_up, down, counts_E))
+
+
+@given(counts=COUNTS)
+def test_expert_mlp_gradients_equal_autograd_when_some_experts_are_idle(counts: list[int]) -> None:
+    inputs, counts_E = _inputs(counts), torch.tensor(counts)
+    weight_ND = torch.randn(sum(counts), 6, dtype=torch.float64)
+    found = torch.autograd.grad((expert_mlp(*inputs, counts_E) * weight_ND).sum(), inputs)
+    expected = torch.autograd.grad(
+        (oracle.expert_mlp(*inputs, counts_E) * weight_ND).sum(), inputs, materialize_grads=True
+    )
+    assert all(is_close(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("counts", [[1], [0, 3, 0, 2], [0, 0]], ids=["one row", "idle experts", "no rows"])
+def test_expert_mlp_gradients_equal_finite_differences_when_counts_are(counts: list[int]) -> None:
+    counts_E = torch.tensor(counts)
+    assert torch.autograd.gradcheck(
+        lambda rows, gate_up, down: expert_mlp(rows, gate_up, down, counts_E), _inputs(counts, 3, 2)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_expert_mlp_stays_near_float64_when_computed_in(dtype: torch.dtype) -> None:
+    counts_E = torch.tensor([3, 0, 5])
+    inputs = _inputs([3, 0, 5], dtype=dtype)
+    expected = oracle.expert_mlp(*(each.double() for each in inputs), counts_E)
+    assert is_close(expert_mlp(*inputs, counts_E), expected)
+
+
+def test_grouped_products_equal_the_loop_when_widths_are_aligned() -> None:
+    # The path of CUDA devices; its one operator also runs here.
+    counts_E = torch.tensor([3, 0, 5, 1])
+    inputs = _inputs([3, 0, 5, 1], width=8, hidden_width=16, dtype=torch.float32)
+    assert is_close(op._grouped_products(*inputs, counts_E), expert_mlp(*inputs, counts_E))
+
+
+def test_expert_mlp_refuses_dtypes_when_they_differ() -> None:
+    rows_ND, gate_up, down = _inputs([2])
+    with pytest.raises(UnsupportedError, match=r"rows of torch\.float64 with weights of torch\.float32") as caught:
+        expert_mlp(rows_ND, gate_up.float(), down, torch.tensor([2]))
+    assert caught.value.hint == "cast all three to one dtype"

@@ -1,0 +1,84 @@
+"""What happens around the steps: evaluation, saving, TensorBoard."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from moesaic.checkpoint.store import CheckpointStore
+from moesaic.errors import ConfigError
+from moesaic.telemetry.metrics import read_metrics
+from moesaic.train import hooks
+from moesaic.train.loop import train
+from tests.train.conftest import Recipe
+from tests.train.tiny_run import read_course
+
+
+def _losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_course(folder)]
+
+
+def test_losses_stay_when_evaluation_comes_more_often(recipe: Recipe) -> None:
+    # The gshard router draws random numbers in training: an evaluation must not take any of them.
+    runs = [
+        train(recipe({"model.router": "gshard", "train.evaluate_every": every}, out=str(every))).folder.path
+        for every in (1, 8)
+    ]
+    assert _losses(runs[0]) == _losses(runs[1])
+
+
+def test_rows_have_a_held_out_loss_at_the_interval_and_the_end_when_evaluated(recipe: Recipe) -> None:
+    folder = train(recipe({"train.evaluate_every": 3})).folder.path
+    assert [row["step"] for row in read_course(folder) if "held_out_loss" in row] == [3, 6, 8]
+
+
+def test_checkpoints_are_saved_at_the_interval_and_the_end_and_the_last_kept_when_training(recipe: Recipe) -> None:
+    changes = {"checkpoint.every": 3, "checkpoint.keep_last": 2, "checkpoint.keep_best": False}
+    folder = train(recipe(changes)).folder.path
+    assert list(CheckpointStore(folder / "checkpoints", 2, False).steps()) == [6, 8]
+
+
+def test_best_checkpoint_stays_when_later_ones_are_worse(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([5.0, 3.0, 4.0, 4.5, 4.2, 4.1, 4.0, 3.9])
+    monkeypatch.setattr(hooks, "evaluate", lambda model, batches: next(losses))
+    changes = {"train.evaluate_every": 1, "checkpoint.every": 1, "checkpoint.keep_last": 2}
+    folder = train(recipe(changes)).folder.path
+    assert list(CheckpointStore(folder / "checkpoints", 2, True).steps()) == [2, 7, 8]
+
+
+def test_metrics_are_written_before_the_checkpoint_when_a_step_is_saved(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A kill between the two must leave metrics without a checkpoint, never a checkpoint without metrics.
+    config = recipe({"checkpoint.every": 1})
+    save = CheckpointStore.save
+    told: list[tuple[int, int]] = []
+
+    def save_and_look(store: CheckpointStore, snapshot: hooks.Any) -> Path:
+        told.append((snapshot.state["step"], read_metrics(Path(config.train.out) / "metrics.jsonl")[-1]["step"]))
+        return save(store, snapshot)
+
+    monkeypatch.setattr(CheckpointStore, "save", save_and_look)
+    train(config)
+    assert told == [(step, step) for step in range(1, 9)]
+
+
+def test_tensorboard_finds_every_number_of_the_rows_when_asked_for(recipe: Recipe) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train(recipe({"train.tensorboard": True, "train.steps": 3})).folder.path
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert {"loss", "learning_rate", "held_out_loss"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_tensorboard_is_refused_with_the_extra_to_install_when_it_is_missing(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"train\.tensorboard needs TensorBoard") as raised:
+        train(recipe({"train.tensorboard": True}))
+    assert "moesaic[track]" in raised.value.hint
