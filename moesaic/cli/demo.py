@@ -37,7 +37,8 @@ def demo(
     console.print(
         "[bold]1/3[/bold] train a mixture of experts on the source text of this Python's library", markup=True
     )
-    from moesaic.train.loop import train, write_run_report
+    from moesaic.train.finish import write_run_report
+    from moesaic.train.run import train
 
     outcome = train(config, console=console)
     if outcome.interrupted is not None:

@@ -23,7 +23,7 @@ def train(
 ) -> None:
     """Train a model: `moesaic train recipes/tiny.toml --set train.steps=100`."""
     config = load_run(recipe, overrides)
-    from moesaic.train.loop import train as run
+    from moesaic.train.run import train as run
 
     console = error_console()
     outcome = run(config, resume, console)

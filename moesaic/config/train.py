@@ -17,8 +17,10 @@ class TrainConfig(Section):
         None, gt=0, description="sequences computed at a time, gradients accumulated; unset: batch_size"
     )
     seed: int = Field(0, ge=0, description="initial weights and every random choice of the routers")
-    precision: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="dtype of the computation; weights and moments stay float32"
+    precision: Literal["bfloat16", "float32"] | None = Field(
+        None,
+        description="dtype of the computation; weights and moments stay float32; "
+        "unset: bfloat16 where the CPU has instructions for it",
     )
     recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, slower")
     evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations; unset: a tenth of the run")

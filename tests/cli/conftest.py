@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from moesaic.train.loop import train
+from moesaic.train.run import train
 from tests.cli.command import Run, run_here
 from tests.train.tiny_run import Changes, tiny_run, tiny_tree, write_text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moesaic.cli.demo import demo_recipe
-from moesaic.train.loop import Outcome
+from moesaic.train.run import Outcome
 from moesaic.train.run_folder import RunFolder
 from tests.cli.command import Run
 
@@ -40,10 +40,10 @@ def test_demo_trains_generates_and_names_next_commands_that_work_when_run(
 
 
 def test_demo_exits_130_when_it_is_interrupted(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moesaic.train import loop
+    from moesaic.train import run
 
     stopped = Outcome(RunFolder(tmp_path), "SIGINT", False, {})
-    monkeypatch.setattr(loop, "train", lambda config, console: stopped)
+    monkeypatch.setattr(run, "train", lambda config, console: stopped)
     assert cli("demo", "--out", tmp_path).code == 130
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moesaic.train.loop import train
+from moesaic.train.run import train
 from tests.cli.command import PYTHON, Answer, run_apart
 from tests.cli.conftest import RecipeFile
 from tests.train.tiny_run import read_course, tiny_run

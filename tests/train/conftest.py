@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moesaic.config.run import RunConfig
-from moesaic.train import loop
+from moesaic.train import finish
 from tests.train.tiny_run import Changes, tiny_run, write_text
 
 Recipe = Callable[..., RunConfig]
@@ -15,7 +15,7 @@ Recipe = Callable[..., RunConfig]
 @pytest.fixture(autouse=True)
 def _plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the charts takes longer than a tiny run; one test of the loop asks for the real report."""
-    monkeypatch.setattr(loop, "write_report", lambda name, rows, config, summary, path: path.write_text(name))
+    monkeypatch.setattr(finish, "write_report", lambda name, rows, config, summary, path: path.write_text(name))
 
 
 @pytest.fixture(scope="session")

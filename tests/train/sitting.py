@@ -18,7 +18,7 @@ def start_sitting(text: Path, out: Path, changes: Changes) -> ForkServerProcess:
     """Begin or resume a run in a new process."""
     context = multiprocessing.get_context("forkserver")
     # An optimizer imports torch._dynamo when it is built, which takes longer than the run.
-    context.set_forkserver_preload(["moesaic.train.loop", "torch._dynamo"])
+    context.set_forkserver_preload(["moesaic.train.run", "torch._dynamo"])
     process = context.Process(target=_sit, args=(text, out, dict(changes)))
     process.start()
     return process
@@ -38,7 +38,7 @@ def wait_for(condition: Callable[[], bool], process: ForkServerProcess) -> None:
 
 
 def _sit(text: Path, out: Path, changes: Changes) -> None:
-    from moesaic.train import loop
+    from moesaic.train import finish, run
 
-    loop.write_report = lambda name, rows, config, summary, path: path.write_text(name)
-    loop.train(tiny_run(text, out, changes), console=Console(file=io.StringIO()))
+    finish.write_report = lambda name, rows, config, summary, path: path.write_text(name)
+    run.train(tiny_run(text, out, changes), console=Console(file=io.StringIO()))

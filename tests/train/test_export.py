@@ -12,7 +12,7 @@ from moesaic.checkpoint.load import load_model
 from moesaic.telemetry.metrics import read_metrics
 from moesaic.testing.tolerance import is_close
 from moesaic.tokenizer.tokenizer import Tokenizer
-from moesaic.train.loop import train
+from moesaic.train.run import train
 from tests.train.conftest import Recipe
 
 SHARED = {"model.shared_expert_intermediate_size": 16}

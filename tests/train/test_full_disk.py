@@ -4,13 +4,13 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moesaic.checkpoint.store import CheckpointStore, load_snapshot
 from moesaic.errors import CheckpointError
-from moesaic.train import loop
-from moesaic.train.loop import train
+from moesaic.train.run import train
 from tests.train.conftest import Recipe
 from tests.train.tiny_run import read_course
 
@@ -55,7 +55,7 @@ def test_run_stops_with_the_reason_and_resumes_when_the_disk_fills_up(
     whole = train(recipe(changes, out="whole")).folder.path
     save = CheckpointStore.save
 
-    def save_on_a_full_disk(store: CheckpointStore, snapshot: loop.Any) -> Path:
+    def save_on_a_full_disk(store: CheckpointStore, snapshot: Any) -> Path:
         with _files_limited_to(100_000 if snapshot.state["step"] == 6 else resource.RLIM_INFINITY):
             return save(store, snapshot)
 

@@ -9,7 +9,7 @@ from moesaic.checkpoint.store import CheckpointStore
 from moesaic.errors import ConfigError
 from moesaic.telemetry.metrics import read_metrics
 from moesaic.train import hooks
-from moesaic.train.loop import train
+from moesaic.train.run import train
 from tests.train.conftest import Recipe
 from tests.train.tiny_run import read_course
 

@@ -9,7 +9,7 @@ from moesaic.checkpoint.load import load_model
 from moesaic.config.run import RunConfig
 from moesaic.errors import ConfigError
 from moesaic.train.evaluate import evaluate
-from moesaic.train.loop import train
+from moesaic.train.run import train
 from tests.train.conftest import Recipe
 from tests.train.stop_at import signal_after
 from tests.train.tiny_run import read_course

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moesaic.train.loop import train
+from moesaic.train.run import train
 from tests.train.conftest import Recipe
 from tests.train.sitting import start_sitting, wait_for
 from tests.train.tiny_run import read_course

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moesaic.errors import CheckpointError, ConfigError, DataError
-from moesaic.train.loop import train
+from moesaic.train.run import train
 from tests.train.conftest import Recipe
 from tests.train.stop_at import signal_after
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from moesaic.checkpoint.store import CheckpointStore
 from moesaic.errors import DataError
 from moesaic.telemetry.metrics import read_metrics
-from moesaic.train.loop import train
+from moesaic.train.run import train
 from tests.train.conftest import Recipe
 from tests.train.stop_at import signal_after
 from tests.train.tiny_run import read_course

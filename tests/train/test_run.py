@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from moesaic.checkpoint.store import CheckpointStore
 from moesaic.telemetry.metrics import read_metrics
 from moesaic.telemetry.report import write_report
-from moesaic.train import loop
-from moesaic.train.loop import train
+from moesaic.train import finish, start
+from moesaic.train.run import train
 from tests.train.conftest import Recipe
 from tests.train.tiny_run import read_course
 
@@ -20,7 +20,7 @@ from tests.train.tiny_run import read_course
 def test_run_folder_holds_recipe_metrics_report_checkpoint_and_model_when_training_ends(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "write_report", write_report)
+    monkeypatch.setattr(finish, "write_report", write_report)
     outcome = train(recipe())
     folder = outcome.folder.path
     assert outcome.interrupted is None
@@ -83,6 +83,20 @@ def test_bfloat16_run_exports_bfloat16_and_keeps_float32_checkpoints_when_asked_
     kept = {**load_file(checkpoint / "model.safetensors"), **load_file(checkpoint / "optimizer.safetensors")}
     assert {str(tensor.dtype) for tensor in exported.values()} == {"torch.bfloat16"}
     assert {str(tensor.dtype) for tensor in kept.values()} == {"torch.float32"}
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_precision_is_what_the_machine_computes_when_the_recipe_does_not_say(
+    native: bool, precision: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "computes_bfloat16", lambda: native)
+    config = recipe({"train.steps": 1})
+    unset = config.model_copy(update={"train": config.train.model_copy(update={"precision": None})})
+    folder = train(unset).folder.path
+    assert tomllib.loads((folder / "config.toml").read_text())["train"]["precision"] == precision
+    assert {str(tensor.dtype) for tensor in load_file(folder / "model" / "model.safetensors").values()} == {
+        f"torch.{precision}"
+    }
 
 
 def test_lion_trains_when_the_recipe_names_it(recipe: Recipe) -> None:
