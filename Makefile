@@ -29,7 +29,7 @@ bench: $(VENV)/dev.done
 	$(BIN)/moesaic bench train
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/core.done: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("moesaic needs Python 3.11 or later, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'

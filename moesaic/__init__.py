@@ -1,4 +1,4 @@
-"""Train, adapt and serve Mixture-of-Experts models whose experts do not fit the fast memory."""
+"""Train Mixture-of-Experts language models, generate from them, exchange them with Hugging Face."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -45,10 +45,6 @@ class TrainingError(MoesaicError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
 
 
-class ParallelError(MoesaicError):
-    """A layout of processes that cannot be built."""
-
-
 class MemoryBudgetError(MoesaicError):
     """A memory budget that cannot be met."""
 

@@ -1,35 +1,4 @@
-"""Sizes, counts and times as people write and read them."""
-
-import re
-
-from moesaic.errors import ConfigError
-
-_BYTES = {
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
-
-
-def parse_bytes(text: str) -> int:
-    """Return the number of bytes that a size such as '4GiB', '500MB' or '1.5 GB' stands for.
-
-    Raises:
-        ConfigError: the text is no positive number followed by a known unit.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]+)\s*", text)
-    unit = match.group(2).lower() if match else ""
-    if match is None or unit not in _BYTES or float(match.group(1)) <= 0:
-        raise ConfigError(
-            f"cannot read '{text}' as a size in bytes", "write a number and a unit, such as 4GiB or 500MB"
-        )
-    return int(float(match.group(1)) * _BYTES[unit])
+"""Sizes, counts and times as people read them."""
 
 
 def format_bytes(num_bytes: float) -> str:

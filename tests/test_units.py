@@ -1,33 +1,12 @@
-"""Sizes, counts and times as people write and read them."""
+"""Sizes, counts and times as people read them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesaic.errors import ConfigError
-from moesaic.units import format_bytes, format_count, format_seconds, parse_bytes
+from moesaic.units import format_bytes, format_count, format_seconds
 
-
-@pytest.mark.parametrize(
-    ("text", "num_bytes"),
-    [
-        ("4GiB", 4 * 2**30),
-        ("500MB", 500 * 10**6),
-        (" 1.5 gb ", 1_500_000_000),
-        (".5KiB", 512),
-        ("7b", 7),
-        ("1TiB", 2**40),
-    ],
-)
-def test_size_is_read_when_written_as(text: str, num_bytes: int) -> None:
-    assert parse_bytes(text) == num_bytes
-
-
-@pytest.mark.parametrize("text", ["", "4", "GiB", "0GB", "-1GB", "4 GiBs", "4,5GB", "1e3MB", "4XB", "٤GB"])
-def test_size_is_refused_when_written_as(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read '.*' as a size in bytes") as caught:
-        parse_bytes(text)
-    assert caught.value.hint == "write a number and a unit, such as 4GiB or 500MB"
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 @pytest.mark.parametrize(
@@ -39,8 +18,9 @@ def test_size_is_written_with_a_binary_unit_when_it_is(num_bytes: float, text: s
 
 
 @given(num_bytes=st.integers(1, 2**49))
-def test_size_comes_back_within_rounding_when_written_and_read(num_bytes: int) -> None:
-    assert parse_bytes(format_bytes(num_bytes)) == pytest.approx(num_bytes, rel=0.006, abs=1)
+def test_size_is_within_rounding_when_written(num_bytes: int) -> None:
+    number, unit = format_bytes(num_bytes).split()
+    assert float(number) * UNITS[unit] == pytest.approx(num_bytes, rel=0.006, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from moesaic.bench.startup import bench_startup
 from moesaic.checkpoint.mapping import source_choices
 from moesaic.config.model import ModelConfig
 from moesaic.errors import MoesaicError
+from moesaic.hw.allocator import keep_freed_memory
 from moesaic.models.model import LanguageModel, build_model
 from moesaic.models.table import find_family
 from moesaic.nn.init import init_weights
@@ -58,6 +59,7 @@ MODELS = (Shape(2048, 512, 512, 16, 2),)
 
 def bench_train(repeats: int) -> dict[str, Any]:
     """Measure all cases; return the result as plain data."""
+    keep_freed_memory()  # as `moesaic train` does; it serves the peer in the same process as well
     torch.manual_seed(0)
     cases = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -72,7 +74,8 @@ def _bench_block(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, An
     ours, theirs = _twins(shape.config())
     layer, block = ours.moe_layers()[0].to(dtype), theirs.model.layers[0].mlp.to(dtype)
     dense = GatedMlp(shape.width, shape.expert_width * shape.chosen).to(dtype)
-    hidden_BSD = torch.randn(4, shape.tokens // 4, shape.width).to(dtype)
+    # Within a model a block passes a gradient on; without this, its products would be left out where autograd can.
+    hidden_BSD = torch.randn(4, shape.tokens // 4, shape.width).to(dtype).requires_grad_()
     _check_equal(layer(hidden_BSD).hidden_BSD, block(hidden_BSD), dtype)
     steps = {
         "moesaic": _step(layer, lambda: layer(hidden_BSD).hidden_BSD.sum()),
@@ -85,7 +88,8 @@ def _bench_block(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, An
 def _bench_model(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     config = shape.config(num_layers=4)
     ours, theirs = _twins(config)
-    ours.decoder.compute_dtype = dtype
+    # Weights too: under autocast transformers computes the experts in float32, which would be other work than ours.
+    ours, theirs = ours.to(dtype), theirs.to(dtype)
     ids_BS = torch.randint(config.vocab_size, (shape.tokens // 256, 256))
 
     def our_loss() -> Tensor:
@@ -95,8 +99,7 @@ def _bench_model(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, An
         return loss + config.router_aux_loss_coef * output.losses["balance_loss"]
 
     def their_loss() -> Tensor:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return theirs(ids_BS, labels=ids_BS).loss
+        return theirs(ids_BS, labels=ids_BS).loss
 
     with torch.no_grad():
         _check_equal(ours(ids_BS), theirs(ids_BS).logits, dtype)
@@ -131,8 +134,12 @@ def _step(module: nn.Module, loss_fn: Callable[[], Tensor]) -> Step:
 
 @torch.no_grad()
 def _check_equal(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
-    error = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    """Compare token by token: all of them in float32; in bfloat16 the median one.
+
+    In bfloat16 transformers routes in bfloat16 too, where we route in float32: a few near-ties go to other experts.
+    """
+    errors = (ours.float() - theirs.float()).norm(dim=-1) / theirs.float().norm(dim=-1)
+    error, limit = (errors.max(), 1e-5) if dtype == torch.float32 else (errors.median(), 2e-2)
     if not error < limit:
         raise MoesaicError(
             f"outputs differ by {error:.2e} relative, more than {limit:.0e}", "a timing of unequal work means nothing"

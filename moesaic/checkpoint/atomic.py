@@ -1,12 +1,13 @@
 """Folders and files that appear whole or not at all.
 
-Everything is written beside its place under a temporary name, flushed to the disk, and renamed. A process
-killed at any moment leaves either the old content or the new, and at most a temporary folder that the next
-writer removes.
+Everything is written beside its place under a temporary name, flushed to the disk, and renamed; a folder that
+stands in the place swaps names with the new one. A process killed at any moment leaves either the old content or
+the new, and at most a temporary folder that the next writer removes. Where the file system cannot swap names, the
+old folder is renamed first: a process killed between the two renames leaves it as '.replaced-NAME', and the next
+writer gives it its name back.
 """
 
 import glob
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from moesaic.checkpoint.exchange import exchange_folders
 from moesaic.errors import CheckpointError
+from moesaic.flush import flush, flush_tree
 
 _TEMPORARY = ".writing-"
 _REPLACED = ".replaced-"
@@ -39,14 +42,15 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         remove_leftovers(folder.parent, folder.name)
         temporary.mkdir()
         yield temporary
-        for path in temporary.iterdir():
-            _flush(path)
-        _flush(temporary)
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-        _flush(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        flush_tree(temporary)
+        if not (folder.exists() and exchange_folders(temporary, folder)):
+            if folder.exists():
+                folder.rename(replaced)
+            temporary.rename(folder)
+        flush(folder.parent)
+        # One of them holds the old content, after a swap or after two renames.
+        for old in (temporary, replaced):
+            shutil.rmtree(old, ignore_errors=True)
     except BaseException as failure:
         shutil.rmtree(temporary, ignore_errors=True)
         if replaced.exists() and not folder.exists():
@@ -87,12 +91,8 @@ def remove_folder(folder: Path) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file of tensors that do not overlap in memory; each is written contiguously."""
+    # save_file makes a file that nobody else may read; a model is shared as any other file is.
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    path.chmod(mode)

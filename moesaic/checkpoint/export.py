@@ -13,10 +13,13 @@ from moesaic.checkpoint.atomic import atomic_folder, write_tensors
 from moesaic.checkpoint.folder import INDEX, WEIGHTS
 from moesaic.checkpoint.mapping import source_choices
 from moesaic.errors import CheckpointError
-from moesaic.models.config_json import choose_family, write_config
+from moesaic.models.config_json import write_config
 from moesaic.models.model import LanguageModel
+from moesaic.models.spec import FamilySpec
+from moesaic.models.table import FAMILIES
 
 SHARD_BYTES = 5 * 10**9
+GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -34,7 +37,7 @@ def export_model(
         model: any model of ours.
         folder: replaced as a whole when everything is written.
         dtype: of the stored weights; None: as in the model.
-        tokenizer: folder whose tokenizer files are copied; None: none.
+        tokenizer: folder whose tokenizer files and generation_config.json are copied; None: none.
         shard_bytes: largest file.
 
     Returns:
@@ -44,16 +47,16 @@ def export_model(
         CheckpointError: the folder cannot be written, or holds more than a model; an earlier one stays whole.
     """
     _check_replaceable(folder)
-    family = choose_family(model.config)
     dtype = dtype or next(model.parameters()).dtype
     config: dict[str, Any] = write_config(model.config, str(dtype).removeprefix("torch."))
+    family = FAMILIES.get(config["model_type"])
     with atomic_folder(folder) as target:
-        companions = [] if tokenizer is None else [tokenizer / name for name in TOKENIZER_FILES]
+        companions = [] if tokenizer is None else [tokenizer / name for name in (GENERATION_FILE, *TOKENIZER_FILES)]
         for file_path in companions:
             if file_path.is_file():
                 shutil.copy2(file_path, target / file_path.name)
         index: dict[str, str] = {}
-        shards = _shards(_foreign_tensors(model, dtype), shard_bytes)
+        shards = _shards(_foreign_tensors(model, family, dtype), shard_bytes)
         for number, tensors in enumerate(shards):
             file = f"model-{number + 1:05d}.safetensors"
             write_tensors(target / file, tensors, {"format": "pt"})
@@ -64,16 +67,17 @@ def export_model(
             total = sum(tensor.numel() for tensor in model.state_dict().values()) * dtype.itemsize
             (target / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2))
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        generation = {
-            key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None
-        }
-        (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        if not (target / GENERATION_FILE).exists():
+            keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+            generation = {key: config[key] for key in keys if config.get(key) is not None}
+            (target / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n")
     return family is not None
 
 
-def _foreign_tensors(model: LanguageModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def _foreign_tensors(
+    model: LanguageModel, family: FamilySpec | None, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     """Give every stored tensor under the name we write, one expert at a time."""
-    family = choose_family(model.config)
     for name, tensor in model.state_dict().items():
         source = source_choices(name, tuple(tensor.shape), family)[0]
         wanted = torch.float32 if name.endswith("selection_bias") else dtype
@@ -100,7 +104,7 @@ def _shards(tensors: Iterator[tuple[str, Tensor]], shard_bytes: int) -> Iterator
 
 def _check_replaceable(folder: Path) -> None:
     """Refuse to replace a folder that is more than a model, such as a project or a home folder."""
-    ours = {"config.json", "generation_config.json", INDEX, *TOKENIZER_FILES}
+    ours = {"config.json", GENERATION_FILE, INDEX, *TOKENIZER_FILES}
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     foreign = [path.name for path in entries if path.name not in ours and path.suffix != ".safetensors"]
     if foreign:

@@ -4,30 +4,27 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from moesaic.checkpoint.folder import find_model, read_json
-from moesaic.checkpoint.mapping import plan_sources
+from moesaic.checkpoint.folder import find_model
+from moesaic.checkpoint.stored import open_model
 from moesaic.checkpoint.tensors import FLOATS, TensorFolder
-from moesaic.models.config_json import read_config
-from moesaic.models.model import build_model
-from moesaic.models.table import NATIVE, find_family
 
 
 def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
     """Check that a checkpoint is complete, and return its sizes; no weights are read.
 
+    Args:
+        name: as for `load_model`.
+
     Returns:
         Counts and bytes: the dense core is what every token uses, an expert page is all tensors of one expert.
 
     Raises:
-        CheckpointError: tensors are missing or of wrong shape.
-        UnsupportedError: the family is not supported.
+        MoesaicError: as `open_model`.
     """
     folder = find_model(name)
-    config = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
-    stored = TensorFolder(folder)
-    model = build_model(config, device="meta")
-    family = None if config.model_type == NATIVE else find_family(config.model_type)
-    sources = plan_sources({key: tuple(value.shape) for key, value in model.state_dict().items()}, family, stored)
+    opened = open_model(folder)
+    model, stored, sources = opened.model, opened.tensors, opened.sources
+    config = model.config
     num_bytes = {
         parameter: sum(_tensor_bytes(stored, each) for each in source.names) for parameter, source in sources.items()
     }

@@ -5,13 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moesaic.checkpoint.folder import find_model, read_json
-from moesaic.checkpoint.mapping import Source, plan_sources
-from moesaic.checkpoint.tensors import FLOATS, TensorFolder, TensorReader
+from moesaic.checkpoint.folder import find_model
+from moesaic.checkpoint.mapping import Source
+from moesaic.checkpoint.stored import StoredModel, open_model
+from moesaic.checkpoint.tensors import FLOATS, TensorReader
 from moesaic.errors import ConfigError
-from moesaic.models.config_json import read_config
-from moesaic.models.model import LanguageModel, build_model
-from moesaic.models.table import NATIVE, find_family
+from moesaic.models.model import LanguageModel
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -25,32 +24,38 @@ def load_model(name: str | Path, dtype: str | None = None) -> LanguageModel:
     """Load a model for inference or training.
 
     Args:
-        name: a Hugging Face folder, a run folder, or a hub id.
+        name: a Hugging Face folder, a run folder, a checkpoint of a run, or a hub id.
         dtype: 'float32', 'bfloat16', 'float16' or 'float64'; None: as stored.
 
     Returns:
         The model in evaluation mode; `model(ids_BS)` gives logits [B, S, V].
 
     Raises:
-        CheckpointError: files are missing, damaged or do not fit config.json.
+        CheckpointError: files are missing, damaged or do not fit the configuration.
         UnsupportedError: a family or feature that is not supported.
-        ConfigError: unknown dtype.
+        ConfigError: unknown dtype, or a value in the configuration that is not accepted.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype '{dtype}'", f"accepted: {', '.join(DTYPES)}")
-    folder = find_model(name)
-    config_path = folder / "config.json"
-    config = read_config(read_json(config_path), str(config_path))
-    stored = TensorFolder(folder)
-    model = build_model(config, device="meta")
-    family = None if config.model_type == NATIVE else find_family(config.model_type)
-    state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    sources = plan_sources(state, family, stored)
-    target = DTYPES[dtype] if dtype is not None else _stored_dtype(sources, stored)
-    with stored.reader() as reader:
-        weights = {name: _read(source, state[name], reader, target) for name, source in sources.items()}
-    model.load_state_dict(weights, assign=True)
-    return model.eval().requires_grad_(False)
+    asked = choose_dtype(dtype)
+    stored = open_model(find_model(name))
+    target = asked or _stored_dtype(stored)
+    state = stored.model.state_dict()
+    with stored.tensors.reader() as reader:
+        weights = {
+            name: _read(source, tuple(state[name].shape), reader, target) for name, source in stored.sources.items()
+        }
+    stored.model.load_state_dict(weights, assign=True)
+    return stored.model.eval().requires_grad_(False)
+
+
+def choose_dtype(name: str | None) -> torch.dtype | None:
+    """Return the dtype of a name, None for none.
+
+    Raises:
+        ConfigError: there is no such dtype.
+    """
+    if name is not None and name not in DTYPES:
+        raise ConfigError(f"unknown dtype '{name}'", f"accepted: {', '.join(DTYPES)}")
+    return None if name is None else DTYPES[name]
 
 
 def _read(source: Source, shape: tuple[int, ...], reader: TensorReader, dtype: torch.dtype) -> Tensor:
@@ -66,7 +71,7 @@ def _read(source: Source, shape: tuple[int, ...], reader: TensorReader, dtype: t
     return stacked
 
 
-def _stored_dtype(sources: dict[str, Source], stored: TensorFolder) -> torch.dtype:
+def _stored_dtype(stored: StoredModel) -> torch.dtype:
     """Return the dtype of most stored tensors; of equally many, the first."""
-    dtypes = [stored.stored[name].dtype for source in sources.values() for name in source.names]
+    dtypes = [stored.tensors.stored[name].dtype for source in stored.sources.values() for name in source.names]
     return FLOATS[max(dict.fromkeys(dtypes), key=dtypes.count)]

@@ -7,11 +7,14 @@ read.
 
 from dataclasses import dataclass
 
+from moesaic.checkpoint.folder import config_file
 from moesaic.checkpoint.tensors import FLOATS, TensorFolder
 from moesaic.errors import CheckpointError, UnsupportedError
+from moesaic.models.names import COMPUTED
 from moesaic.models.spec import FamilySpec
 
 Shape = tuple[int, ...]
+_EMBEDDING, _HEAD = "decoder.embedding.weight", "head.weight"
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,18 @@ def plan_sources(parameters: dict[str, Shape], family: FamilySpec | None, stored
         stored: the folder.
 
     Raises:
-        CheckpointError: tensors are missing, or have another shape or dtype; the text names the first and
-            counts all.
+        CheckpointError: tensors are missing, have another shape or dtype, or are no part of the model; the text
+            names the first and counts all.
         UnsupportedError: the family has no name for a parameter.
     """
+    # Where the head is the embedding table, the table may be stored under either name, or under both.
+    tied = [] if _HEAD in parameters else source_choices(_HEAD, (), family)
+    known = {each for choice in tied for each in choice.names}
     sources, missing, wrong = {}, [], []
     for name, shape in parameters.items():
-        choices = source_choices(name, shape, family)
+        choices = source_choices(name, shape, family) + (tied if name == _EMBEDDING else [])
         found = next((choice for choice in choices if all(each in stored.stored for each in choice.names)), None)
+        known |= set((found or choices[0]).names)
         if found is None:
             absent = [each for each in choices[0].names if each not in stored.stored]
             missing.append(absent[0])
@@ -56,12 +63,15 @@ def plan_sources(parameters: dict[str, Shape], family: FamilySpec | None, stored
                 wrong.append(f"'{each}' has shape {list(entry.shape)}, expected {list(expected)}")
             elif entry.dtype not in FLOATS:
                 wrong.append(f"'{each}' has dtype {entry.dtype}, expected one of {', '.join(FLOATS)}")
-    if missing or wrong:
-        problems = [f"'{each}' is missing" for each in missing] + wrong
+    strange = [each for each in stored.stored if each not in known and not each.endswith(COMPUTED)]
+    problems = [f"'{each}' is missing" for each in missing] + wrong
+    problems += [f"'{each}' is stored but no part of the model" for each in strange]
+    if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        config = config_file(stored.folder).name
         raise CheckpointError(
-            f"'{stored.folder}' does not fit its config.json: {problems[0]}{more}",
-            "config.json and weights belong to different models, or a file is missing",
+            f"'{stored.folder}' does not fit its {config}: {problems[0]}{more}",
+            f"{config} and weights belong to different models, or a file is missing or was edited",
         )
     return sources
 

@@ -7,6 +7,7 @@ checkpoints/step-00000100/state.json            step, position in the data, conf
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from moesaic.checkpoint.atomic import atomic_folder, remove_folder, remove_leftovers, write_tensors
-from moesaic.checkpoint.folder import read_json
+from moesaic.checkpoint.folder import STATE, read_json
 from moesaic.errors import CheckpointError
-
-_STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class CheckpointStore:
         with atomic_folder(path) as target:
             for stem, tensors in snapshot.tensors.items():
                 write_tensors(target / f"{stem}.safetensors", dict(tensors))
-            (target / _STATE).write_text(json.dumps(snapshot.state, indent=1))
+            (target / STATE).write_text(json.dumps(snapshot.state, indent=1))
         self._retire()
         return path
 
@@ -92,9 +91,10 @@ class CheckpointStore:
 
 def _held_out_loss(path: Path) -> float | None:
     try:
-        return read_json(path / _STATE).get("held_out_loss")
+        loss = read_json(path / STATE).get("held_out_loss")
     except CheckpointError:  # a damaged one is no reason to stop a run
         return None
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def load_snapshot(path: Path) -> Snapshot:
@@ -104,7 +104,7 @@ def load_snapshot(path: Path) -> Snapshot:
         CheckpointError: it is missing or damaged.
     """
     try:
-        state = read_json(path / _STATE)
+        state = read_json(path / STATE)
         tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     except (CheckpointError, SafetensorError, OSError) as failure:
         raise CheckpointError(

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moesaic.checkpoint.folder import INDEX, WEIGHTS, read_json
+from moesaic.checkpoint.folder import INDEX, WEIGHTS, list_shards, refuse_pickles
 from moesaic.errors import CheckpointError
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -71,17 +71,12 @@ class TensorReader:
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    # As transformers does: beside the whole model, an index is left over from an earlier one.
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise CheckpointError(
-                f"'{folder / INDEX}' holds no weight_map of names to files",
-                "the file is damaged; fetch it again",
-            )
-        files = sorted({folder / file for file in weight_map.values()})
+        files = [folder / name for name in list_shards(folder)]
         missing = [file.name for file in files if not file.is_file()]
-        if not files:
-            raise CheckpointError(f"'{folder / INDEX}' lists no files", "the file is damaged; fetch it again")
         if missing:
             raise CheckpointError(
                 f"'{folder / INDEX}' lists {len(files)} files, {len(missing)} of them missing: "
@@ -89,18 +84,11 @@ def _weight_files(folder: Path) -> list[Path]:
                 "fetch the missing files",
             )
         return files
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
     loose = sorted(folder.glob("*.safetensors"))
-    if loose:
-        return loose
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    if pickles:
-        raise CheckpointError(
-            f"'{folder}' holds a pickle checkpoint ({pickles[0]}), never read: it could run any code",
-            "convert it with transformers: save_pretrained(folder, safe_serialization=True)",
-        )
-    raise CheckpointError(f"no safetensors files in '{folder}'", f"expected {WEIGHTS} or {INDEX}")
+    if not loose:
+        refuse_pickles(folder, [path.name for path in folder.iterdir()])
+        raise CheckpointError(f"no safetensors files in '{folder}'", f"expected {WEIGHTS} or {INDEX}")
+    return loose
 
 
 @contextmanager

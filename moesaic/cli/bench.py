@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.table import Table
 
 from moesaic.cli.output import error_console, print_json
 from moesaic.errors import ConfigError
+from moesaic.flush import replace_text
 
 bench_app = typer.Typer(name="bench", help="Measure against peers: same work, same run, medians.")
 
@@ -33,11 +33,13 @@ def bench_train(
     result = {**run(repeats), "command": f"moesaic bench train --repeats {repeats}"}
     _print_table(result)
     if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        replace_text(out, json.dumps(result, indent=1) + "\n")
     print_json(result)
 
 
 def _print_table(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
     table = Table("case", "T D F E K", "dtype", "moesaic ms", "transformers ms", "dense ms", "transformers / moesaic")
     for case in result["cases"]:
         times = {name: f"{each['median_ms']:.1f}" for name, each in case["times"].items()}

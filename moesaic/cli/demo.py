@@ -1,35 +1,46 @@
 """`moesaic demo`: the whole story in minutes."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 
 from moesaic.cli.output import error_console
-from moesaic.config.load import check_section
-from moesaic.config.run import RunConfig
 from moesaic.errors import EXIT_INTERRUPTED
-from moesaic.models.table import expand_model
 from moesaic.units import format_count, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moesaic.config.run import RunConfig
 
 PROMPTS = ("def __init__(self, ", "import ", "class Test")
 
 
-def demo_recipe(out: Path, steps: int) -> RunConfig:
+def demo_recipe(out: Path, steps: int) -> "RunConfig":
     """Return the recipe of the demo: the preset tiny on the running Python's own library."""
+    from moesaic.config.load import check_section
+    from moesaic.config.run import RunConfig
+    from moesaic.models.table import expand_model
+
     tree = {
         "model": expand_model({"preset": "tiny"}),
         "data": {"source": "python-stdlib", "sequence_length": 256},
-        "optim": {"learning_rate": 3e-3},
-        "train": {"out": str(out), "steps": steps, "batch_size": 16, "evaluate_every": max(1, steps // 5)},
+        "optim": {"learning_rate": 1e-3},
+        "train": {
+            "out": str(out),
+            "steps": steps,
+            "batch_size": 4,
+            "evaluate_every": max(1, steps // 5),
+            "evaluate_batches": 32,
+        },
     }
     return check_section(RunConfig, tree, "the demo's recipe")
 
 
 def demo(
     out: Path = typer.Option(Path("runs/demo"), help="The run folder."),
-    steps: int = typer.Option(240, min=1, help="Training steps; fewer end sooner and learn less."),
+    steps: int = typer.Option(1000, min=1, help="Training steps; fewer end sooner and learn less."),
 ) -> None:
     """Train a small mixture of experts on Python's own library, look at it, and generate code."""
     config = demo_recipe(out, steps)
@@ -56,7 +67,7 @@ def demo(
     _print_next(console, outcome.folder.path)
 
 
-def _print_losses(console: Console, summary: dict[str, Any]) -> None:
+def _print_losses(console: "Console", summary: dict[str, Any]) -> None:
     console.print(
         f"{format_count(summary['tokens'])} tokens in {format_seconds(summary['seconds'])}; "
         f"{format_count(summary['parameters'])} parameters, "
@@ -75,7 +86,7 @@ def _samples(folder: Path) -> list[dict[str, str]]:
     return [{"prompt": prompt, "text": each.text} for prompt, each in zip(PROMPTS, completions, strict=True)]
 
 
-def _print_next(console: Console, folder: Path) -> None:
+def _print_next(console: "Console", folder: Path) -> None:
     console.print("[bold]Next[/bold]", markup=True)
     console.print(f"  look      open {folder / 'report.html'} in a browser")
     console.print(f'  generate  moesaic generate {folder} "def main(" --temperature 0.7')

@@ -11,7 +11,9 @@ from moesaic.errors import RequestError
 
 
 def generate(
-    model: str = typer.Argument(help="A Hugging Face folder, a run folder of `moesaic train`, or a hub id."),
+    model: str = typer.Argument(
+        help="A Hugging Face folder, a run folder of `moesaic train`, a checkpoint of a run, or a hub id."
+    ),
     prompt: str = typer.Argument(help="The text to go on from; '-' reads standard input."),
     max_tokens: int = typer.Option(128, help="Most tokens to generate."),
     temperature: float = typer.Option(0.0, help="0 takes the best token; higher is more random."),

@@ -1,5 +1,7 @@
 """The table of commands, and the way from an exception to two lines and an exit code."""
 
+import io
+import os
 import sys
 
 import typer
@@ -13,6 +15,7 @@ from moesaic.cli.inspect import inspect
 from moesaic.cli.output import report_error, report_usage
 from moesaic.cli.train import train
 from moesaic.errors import EXIT_INTERRUPTED
+from moesaic.telemetry.log import configure_logging
 
 app = typer.Typer(
     name="moesaic",
@@ -27,13 +30,19 @@ app.add_typer(bench_app)
 
 @app.callback()
 def options(debug: bool = typer.Option(False, "--debug", help="Print tracebacks with errors.")) -> None:
-    """Train, adapt and serve Mixture-of-Experts models whose experts do not fit the fast memory."""
+    """Train Mixture-of-Experts language models, generate from them, exchange them with Hugging Face."""
 
 
 def main() -> None:
     """Run a command and exit: 0 done, 2 the user's fault, 1 ours, 130 interrupted after saving."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    configure_logging("debug" if debug else "warning")
+    # Looking for plugins of pydantic among all installed packages takes a tenth of the time of a short answer.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Text of a model may hold characters that the terminal cannot show: no reason to end.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
     except TyperException as mistake:

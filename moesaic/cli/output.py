@@ -3,15 +3,18 @@
 import json
 import sys
 import traceback
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from moesaic.errors import EXIT_OURS, EXIT_USER, MoesaicError
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def error_console() -> Console:
+
+def error_console() -> "Console":
     """Return the console for people's output and progress."""
+    from rich.console import Console
+
     return Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -30,11 +33,24 @@ def report_error(failure: BaseException, debug: bool) -> int:
     if isinstance(failure, OSError):
         _print_two_lines(str(failure), "check the file, its rights and the free space")
         return EXIT_USER
+    if _is_out_of_memory(failure):
+        _print_two_lines(
+            f"out of memory: {failure}", "choose a smaller model, train.micro_batch_size or data.sequence_length"
+        )
+        return EXIT_USER
     _print_two_lines(
         f"internal error: {type(failure).__name__}: {failure}",
         "this is our fault; run again with --debug and report what it prints",
     )
     return EXIT_OURS
+
+
+def _is_out_of_memory(failure: BaseException) -> bool:
+    """Tell a failed allocation, which torch reports on the CPU as a plain RuntimeError."""
+    texts = ("can't allocate memory", "out of memory")
+    return isinstance(failure, MemoryError) or (
+        isinstance(failure, RuntimeError) and any(text in str(failure) for text in texts)
+    )
 
 
 def report_usage(text: str, command: str) -> int:

@@ -1,15 +1,15 @@
 """`moesaic train`: run a recipe."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from moesaic.cli.output import error_console
-from moesaic.config.load import load_recipe
-from moesaic.config.run import RunConfig
 from moesaic.errors import EXIT_INTERRUPTED, ConfigError
-from moesaic.models.table import expand_model
+
+if TYPE_CHECKING:
+    from moesaic.config.run import RunConfig
 
 
 def train(
@@ -37,12 +37,16 @@ def train(
     console.print(f"report  {outcome.folder.report}")
 
 
-def load_run(recipe: Path, overrides: list[str]) -> RunConfig:
+def load_run(recipe: Path, overrides: list[str]) -> "RunConfig":
     """Read a recipe with its overrides; presets, families and `train.init_from` are filled in."""
+    from moesaic.config.load import load_recipe
+
     return load_recipe(recipe, overrides, _expand)
 
 
 def _expand(tree: dict[str, Any]) -> dict[str, Any]:
+    from moesaic.models.table import expand_model
+
     start = tree.get("train", {}).get("init_from") if isinstance(tree.get("train"), dict) else None
     # A section that is none is left to the check of the whole.
     if start is not None and all(isinstance(tree.get(name, {}), dict) for name in ("model", "tokenizer")):
@@ -54,12 +58,11 @@ def _expand(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _start_from(tree: dict[str, Any], start: str) -> dict[str, Any]:
     """Take the model section and the tokenizer from the checkpoint that a run starts from."""
-    from moesaic.checkpoint.folder import find_model, read_json
-    from moesaic.models.config_json import read_config
+    from moesaic.checkpoint.folder import find_model, find_tokenizer, load_config
 
     model, tokenizer = tree.get("model", {}), tree.get("tokenizer", {})
     if "preset" in model:
         raise ConfigError("model.preset and train.init_from both give the model", "leave out one of them")
     folder = find_model(start)
-    fields = read_config(read_json(folder / "config.json"), str(folder / "config.json")).model_dump()
-    return {**tree, "model": {**fields, **model}, "tokenizer": {"path": str(folder), **tokenizer}}
+    fields = load_config(folder).model_dump()
+    return {**tree, "model": {**fields, **model}, "tokenizer": {"path": str(find_tokenizer(folder)), **tokenizer}}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from moesaic.config.run import RunConfig
 from moesaic.errors import ConfigError, nearest_hint
+from moesaic.flush import replace_text
 
 Tree = dict[str, Any]
 # Where a field takes several types, the location of a mistake goes on with the type that was tried.
@@ -38,12 +39,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), expand: Callabl
 
 
 def save_recipe(config: RunConfig, path: Path) -> None:
-    """Write a resolved recipe; keys that are not set are left out."""
-    path.write_text(tomli_w.dumps(_without_none(config.model_dump())), encoding="utf-8")
+    """Write a resolved recipe, in one go; keys that are not set are left out."""
+    replace_text(path, tomli_w.dumps(_without_none(config.model_dump())))
 
 
-def check_section(kind: type[SectionT], tree: Tree, origin: str) -> SectionT:
+def check_section(
+    kind: type[SectionT],
+    tree: Tree,
+    origin: str,
+    missing_hint: str = "set it in the recipe, or with --set {key}=...",
+) -> SectionT:
     """Build a section from plain data.
+
+    Args:
+        kind: the section.
+        tree: its fields.
+        origin: where they come from, for the error text.
+        missing_hint: what to do about a key that is missing.
 
     Raises:
         ConfigError: the first mistake found, with its dotted key; the hint counts the others.
@@ -54,17 +66,17 @@ def check_section(kind: type[SectionT], tree: Tree, origin: str) -> SectionT:
         mistakes = failure.errors(include_url=False)
         # An unknown key often explains a missing one, so it is told first.
         mistakes.sort(key=lambda mistake: mistake["type"] != "extra_forbidden")
-        raise _config_error(kind, mistakes, origin) from None
+        raise _config_error(kind, mistakes, origin, missing_hint) from None
 
 
-def _config_error(kind: type[BaseModel], mistakes: list[Any], origin: str) -> ConfigError:
+def _config_error(kind: type[BaseModel], mistakes: list[Any], origin: str, missing_hint: str) -> ConfigError:
     mistake = mistakes[0]
     key = ".".join(str(part) for part in mistake["loc"] if part not in _UNION_MEMBERS)
     if mistake["type"] == "extra_forbidden":
         text = f"{origin}: unknown key '{key}'"
-        hint = nearest_hint(str(mistake["loc"][-1]), _accepted_keys(kind, mistake["loc"][:-1]))
+        hint = _unknown_key_hint(kind, mistake["loc"])
     elif mistake["type"] == "missing":
-        text, hint = f"{origin}: '{key}' is missing", f"set it in the recipe, or with --set {key}=..."
+        text, hint = f"{origin}: '{key}' is missing", missing_hint.format(key=key)
     elif mistake["type"] == "value_error":
         where = f"{origin}: {key}: " if key else f"{origin}: "
         text, hint = where + str(mistake["ctx"]["error"]), "change one of the named values"
@@ -76,6 +88,15 @@ def _config_error(kind: type[BaseModel], mistakes: list[Any], origin: str) -> Co
     if len(mistakes) > 1:
         hint += f" ({len(mistakes) - 1} more after this one)"
     return ConfigError(text, hint)
+
+
+def _unknown_key_hint(kind: type[BaseModel], location: Sequence[Any]) -> str:
+    name, accepted = str(location[-1]), _accepted_keys(kind, location[:-1])
+    if kind is RunConfig and len(location) == 1:
+        for section in accepted:
+            if name in _accepted_keys(kind, [section]):  # written without its section
+                return f"did you mean '{section}.{name}'?"
+    return nearest_hint(name, accepted)
 
 
 def _accepted_keys(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
@@ -91,7 +112,7 @@ def _accepted_keys(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
 
 def _read_toml(path: Path) -> Tree:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"no recipe at '{path}'", "recipes/tiny.toml is one to start from") from None
     except (OSError, UnicodeDecodeError) as failure:

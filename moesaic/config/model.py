@@ -81,9 +81,14 @@ class ModelConfig(Section):
     topk_group: int = Field(1, gt=0, description="groups that a token may use")
     routed_scaling_factor: float = Field(1.0, gt=0, description="multiplies the combined expert output")
     capacity_factor: float | None = Field(
-        None, gt=0, description="rows an expert takes, over its fair share; unset: every choice is kept"
+        None, gt=0, description="rows an expert takes in training, over its fair share; unset: every choice is kept"
     )
-    eval_capacity_factor: float | None = Field(None, gt=0, description="the same in evaluation; unset: as training")
+    eval_capacity_factor: float | None = Field(
+        None,
+        gt=0,
+        description="the same in evaluation and generation, where texts then depend on their batch; "
+        "unset: every choice is kept (expert_choice: as in training)",
+    )
     router_jitter_noise: float = Field(0.0, ge=0, lt=1, description="input noise of the router, in training")
     gshard_random_second: bool = Field(True, description="gshard: drop weak second choices at random")
     router_aux_loss_coef: float = Field(0.01, ge=0, description="weight of the balance loss; 0: off")
@@ -157,6 +162,9 @@ class ModelConfig(Section):
         outside = [layer for layer in self.mlp_only_layers if not 0 <= layer < self.num_hidden_layers]
         if outside:
             raise ValueError(f"mlp_only_layers names layer {outside[0]} of {self.num_hidden_layers}")
+        negative = [token for token in self.eos_token_ids if token < 0]
+        if negative:
+            raise ValueError(f"eos_token_id {negative[0]} is below 0")
         return self
 
     @model_validator(mode="after")

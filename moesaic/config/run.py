@@ -43,16 +43,11 @@ class RunConfig(Section):
         return given if given is not None else min(self.train.steps // 20, 1000)
 
     def changes_from(self, other: "RunConfig") -> dict[str, tuple[Any, Any]]:
-        """Return the dotted keys whose values differ, each with (value here, value in the other)."""
-        mine, theirs = _flatten(self.model_dump()), _flatten(other.model_dump())
-        return {key: (mine[key], theirs.get(key)) for key in mine if mine[key] != theirs.get(key)}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+        """Return the keys, as 'section.key', whose values differ, each with (value here, value in the other)."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return {
+            f"{name}.{key}": (value, theirs[name][key])
+            for name, section in mine.items()
+            for key, value in section.items()
+            if value != theirs[name][key]
+        }

@@ -1,4 +1,8 @@
-"""The base of every section of a recipe: plain validated data, frozen, unknown keys refused."""
+"""The base of every section of a recipe: plain validated data, frozen, unknown keys refused.
+
+Strict: "5" or true is no number, as the recipe's author surely meant something else. A field that is a tuple says
+`strict=False`, since TOML and JSON have lists only.
+"""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,4 +10,4 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """Validated settings. Each field's description gives meaning, unit and when to change it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())

@@ -10,13 +10,13 @@ from moesaic.config.section import Section
 class TrainConfig(Section):
     """How long, how much at a time, and where the results go."""
 
-    out: str = Field(description="the run folder")
+    out: str = Field(min_length=1, description="the run folder")
     steps: int = Field(gt=0, description="optimizer steps of the whole run")
     batch_size: int = Field(gt=0, description="sequences of a step, over all ranks")
     micro_batch_size: int | None = Field(
         None, gt=0, description="sequences computed at a time, gradients accumulated; unset: batch_size"
     )
-    seed: int = Field(0, ge=0, description="initial weights and every random choice of the routers")
+    seed: int = Field(0, ge=0, lt=2**63, description="initial weights and every random choice of the routers")
     precision: Literal["bfloat16", "float32"] | None = Field(
         None,
         description="dtype of the computation; weights and moments stay float32; "
@@ -29,7 +29,7 @@ class TrainConfig(Section):
         None,
         description="a folder or hub id whose weights start the run; gives model and tokenizer where not set",
     )
-    threads: int | None = Field(None, gt=0, description="threads of the CPU kernels; unset: as torch chooses")
+    threads: int | None = Field(None, gt=0, le=1024, description="threads of the CPU kernels; unset: as torch chooses")
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra 'track')")
 
     @property

@@ -1,8 +1,8 @@
 """Losses that a model must beat: what counting alone reaches on the held-out text.
 
-Both count the training tokens of all parts and predict the labels that evaluation uses, so the numbers
-stand beside a model's held-out loss. The counting is done on arrays: a pair of tokens (h, w) is the number
-h * V + w.
+Both count the training tokens of all parts and predict the labels of the batches they are given: those that a model
+is evaluated on, so that the numbers may stand side by side. The counting is done on arrays: a pair of tokens (h, w)
+is the number h * V + w.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from moesaic.data.loader import Batch
 from moesaic.data.prepare import PreparedData
-from moesaic.data.shard import TokenSplit
 from moesaic.errors import DataError
+from moesaic.ops.loss import IGNORED_LABEL
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -21,24 +22,24 @@ Floats = npt.NDArray[np.float64]
 _CHUNK_TOKENS = 2**22
 
 
-def unigram_loss(prepared: PreparedData) -> float:
+def unigram_loss(prepared: PreparedData, held_out: Iterable[Batch]) -> float:
     """Return the held-out cross-entropy of token frequencies, in nats per token.
 
     p(w) = (c(w) + 1) / (N + V) with c(w) the training count of token w, N their sum and V the vocabulary
     (add-one smoothing: Laplace's rule of succession).
 
     Raises:
-        DataError: nothing is held out.
+        DataError: there are no batches.
     """
     log_probability_V = np.log(_unigram(prepared))
     total, num_labels = 0.0, 0
-    for _, labels in _held_out_pairs(prepared):
+    for _, labels in _held_out_pairs(held_out):
         total -= float(log_probability_V[labels].sum())
         num_labels += len(labels)
-    return total / num_labels
+    return _mean(total, num_labels)
 
 
-def bigram_loss(prepared: PreparedData) -> float:
+def bigram_loss(prepared: PreparedData, held_out: Iterable[Batch]) -> float:
     """Return the held-out cross-entropy of frequencies after the previous token, in nats per token.
 
     p(w | h) = (c(h, w) + t(h) p(w)) / (c(h) + t(h)) with c the training counts, t(h) the number of different
@@ -49,7 +50,7 @@ def bigram_loss(prepared: PreparedData) -> float:
     Memory: 16 bytes for each different pair of the training text, and as much again while counting.
 
     Raises:
-        DataError: nothing is held out.
+        DataError: there are no batches.
     """
     unigram_V = _unigram(prepared)
     vocab_size = len(unigram_V)
@@ -58,13 +59,21 @@ def bigram_loss(prepared: PreparedData) -> float:
     count_V = np.bincount(before, weights=counts, minlength=vocab_size)
     kinds_V = np.bincount(before, minlength=vocab_size).astype(np.float64)
     total, num_labels = 0.0, 0
-    for context, labels in _held_out_pairs(prepared):
+    for context, labels in _held_out_pairs(held_out):
         seen = _look_up(pairs, counts, context * vocab_size + labels)
         kinds, count = kinds_V[context], count_V[context]
         # A context that was never seen has no weight of its own: any positive number leaves the unigram.
         kinds = np.where(count == 0, 1.0, kinds)
         total -= float(np.log((seen + kinds * unigram_V[labels]) / (count + kinds)).sum())
         num_labels += len(labels)
+    return _mean(total, num_labels)
+
+
+def _mean(total: float, num_labels: int) -> float:
+    if num_labels == 0:
+        raise DataError(
+            "there is no held-out text to measure a baseline on", "set data.held_out higher, or give more text"
+        )
     return total / num_labels
 
 
@@ -76,32 +85,25 @@ def _unigram(prepared: PreparedData) -> Floats:
     return (count_V + 1) / (count_V.sum() + prepared.vocab_size)
 
 
+def _held_out_pairs(batches: Iterable[Batch]) -> Iterator[tuple[Integers, Integers]]:
+    """Yield (context, label) of all labels, batch by batch."""
+    for batch in batches:
+        labels = batch.labels_BS.numpy()
+        keep = labels != IGNORED_LABEL
+        yield batch.ids_BS.numpy()[keep], labels[keep]
+
+
 def _training_pairs(prepared: PreparedData) -> Iterator[tuple[Integers, Integers]]:
+    """Yield (context, label) of all training tokens but the first of each part, or of each document."""
     for part in prepared.parts:
-        yield from _pairs(part.train, part.train.num_tokens - 1, prepared.respect_documents)
-
-
-def _held_out_pairs(prepared: PreparedData) -> Iterator[tuple[Integers, Integers]]:
-    """Yield (context, label) of exactly the labels of the held-out sequences."""
-    if prepared.held_out is None:
-        raise DataError(
-            "there is no held-out text to measure a baseline on",
-            "set data.held_out higher, or give more text",
-        )
-    for split in prepared.held_out:
-        num_labels = (split.num_tokens - 1) // prepared.sequence_length * prepared.sequence_length
-        yield from _pairs(split, num_labels, prepared.respect_documents)
-
-
-def _pairs(split: TokenSplit, num_pairs: int, respect_documents: bool) -> Iterator[tuple[Integers, Integers]]:
-    for start in range(0, num_pairs, _CHUNK_TOKENS):
-        stop = min(start + _CHUNK_TOKENS, num_pairs)
-        tokens = split.read(start, stop + 1)
-        keep = np.ones(stop - start, dtype=bool)
-        if respect_documents:
-            first, last = np.searchsorted(split.document_starts, [start + 1, stop + 1])
-            keep[split.document_starts[first:last] - start - 1] = False
-        yield tokens[:-1][keep], tokens[1:][keep]
+        for start in range(0, part.train.num_tokens - 1, _CHUNK_TOKENS):
+            stop = min(start + _CHUNK_TOKENS, part.train.num_tokens - 1)
+            tokens = part.train.read(start, stop + 1)
+            keep = np.ones(stop - start, dtype=bool)
+            if prepared.respect_documents:
+                first, last = np.searchsorted(part.train.document_starts, [start + 1, stop + 1])
+                keep[part.train.document_starts[first:last] - start - 1] = False
+            yield tokens[:-1][keep], tokens[1:][keep]
 
 
 def _pair_codes(pairs: Iterable[tuple[Integers, Integers]], vocab_size: int) -> Iterator[Integers]:

@@ -1,8 +1,8 @@
 """Folders that are computed once and kept: prepared tokens and trained tokenizers.
 
 A folder's name is a hash of everything its content depends on. It is filled under another name and renamed
-when it is complete, so a reader sees all of it or nothing, and of two processes that fill the same one the
-second finds the first one's and uses it.
+when it is complete and on the disk, so a reader sees all of it or nothing, also after a power cut, and of two
+processes that fill the same one the second finds the first one's and uses it.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moesaic.errors import DataError
+from moesaic.flush import flush_tree
 
 Opened = TypeVar("Opened")
 
@@ -57,6 +58,8 @@ def open_or_fill(folder: Path, open_fn: Callable[[Path], Opened], fill_fn: Calla
         raise _cannot_write(folder, failure) from None
     try:
         fill_fn(filled)
+        # Readers check sizes, and zeros that a power cut left have the right size.
+        flush_tree(filled)
         return _publish(filled, folder, open_fn)
     except OSError as failure:
         raise _cannot_write(folder, failure) from None

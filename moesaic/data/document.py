@@ -23,6 +23,10 @@ class Document:
     num_bytes: int
 
 
+class NoTextError(DataError):
+    """A source in which there is no text."""
+
+
 class Source(Protocol):
     """Something with documents in a fixed order.
 
@@ -34,8 +38,16 @@ class Source(Protocol):
     name: str
     num_bytes: int | None
 
+    @property
+    def has_fields(self) -> bool:
+        """Whether some of it is rows, of which one field is the text."""
+        ...
+
     def documents(self) -> Iterator[Document]:
-        """Yield the documents, always in the same order; raises DataError at the first unusable one."""
+        """Yield the documents, always in the same order; raises DataError at the first unusable one.
+
+        It raises NoTextError where there is none.
+        """
         ...
 
     def fingerprint(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from moesaic.config.data import DataConfig, MixturePart
 from moesaic.data.cache import cache_root, digest_of, open_or_fill
 from moesaic.data.document import Source
 from moesaic.data.shard import TokenSplit
-from moesaic.data.source import open_source
+from moesaic.data.source import open_sources
 from moesaic.data.tokenise import FORMAT_VERSION, read_manifest, tokenise_source
 from moesaic.errors import DataError
 from moesaic.tokenizer.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, progress: ProgressFn | Non
         DataError: a source cannot be read, or has fewer training tokens than one sequence needs.
         ConfigError: a source's name or field is not accepted, or a library is missing.
     """
-    sources = [open_source(part.source, part.field, config.include) for part in config.parts]
+    sources = open_sources(config)
     sizes = [source.num_bytes for source in sources]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
     report = _Report(progress, total)

@@ -6,10 +6,11 @@ Rows are streamed; none of them is kept. A row with an empty text is passed over
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesaic.data.document import Document, read_lines
+from moesaic.data.document import Document, NoTextError, read_lines
 from moesaic.data.text import hash_file
 from moesaic.errors import ConfigError, DataError
 
@@ -18,34 +19,51 @@ _HUB_SPEC = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class TextField:
+    """Which field of a row is the text.
+
+    Attributes:
+        name: its key in the row.
+        setting: the recipe's key that chooses it, for error texts.
+    """
+
+    name: str
+    setting: str = "data.field"
+
+
 class JsonlSource:
     """A file with a JSON object on each line."""
 
-    def __init__(self, name: str, path: Path, field: str) -> None:
-        """Take a file that exists; `field` is the key of the text."""
+    has_fields = True
+
+    def __init__(self, name: str, path: Path, field: TextField) -> None:
+        """Take a file that exists."""
         self.name = name
         self.num_bytes: int | None = path.stat().st_size
         self._path = path
         self._field = field
 
     def documents(self) -> Iterator[Document]:
-        """Yield the text of each line.
+        """Yield the text of each line; the lines without any count towards the size of the next document.
 
         Raises:
             DataError: a line is no JSON object with a text under the field, or no line has any text; the
                 text names the line, counted from 1.
         """
-        found = False
+        found, num_bytes = False, 0
         for number, line in enumerate(read_lines(self._path), start=1):
+            num_bytes += len(line)
             if not line.strip():
                 continue
             place = f"'{self._path}' line {number}"
             text = _text_of_row(_parse_line(line, place), self._field, place)
             if text.strip():
                 found = True
-                yield Document(f"{self._path.name}:{number}", text, len(line))
+                yield Document(f"{self._path.name}:{number}", text, num_bytes)
+                num_bytes = 0
         if not found:
-            raise DataError(f"'{self._path}' is empty", "give a file with text")
+            raise NoTextError(f"'{self._path}' is empty", "give a file with text")
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the file's name, size and hash, and the field."""
@@ -54,15 +72,17 @@ class JsonlSource:
             "path": self._path.name,
             "bytes": self.num_bytes,
             "sha256": hash_file(self._path),
-            "field": self._field,
+            "field": self._field.name,
         }
 
 
 class ParquetSource:
     """A parquet file, a document a row."""
 
-    def __init__(self, name: str, path: Path, field: str) -> None:
-        """Take a file that exists; `field` is the column of the text.
+    has_fields = True
+
+    def __init__(self, name: str, path: Path, field: TextField) -> None:
+        """Take a file that exists; the field is a column.
 
         Raises:
             ConfigError: the library that reads it is not installed.
@@ -84,7 +104,7 @@ class ParquetSource:
             "kind": "parquet",
             "path": self._path.name,
             "sha256": hash_file(self._path),
-            "field": self._field,
+            "field": self._field.name,
         }
 
 
@@ -95,7 +115,9 @@ class HubSource:
     network even if its tokens are already prepared; with one, prepared tokens are found offline.
     """
 
-    def __init__(self, name: str, field: str) -> None:
+    has_fields = True
+
+    def __init__(self, name: str, field: TextField) -> None:
         """Read the name; nothing is fetched yet.
 
         Raises:
@@ -134,7 +156,7 @@ class HubSource:
             "subset": self._subset,
             "split": self._split,
             "revision": self._pinned_revision(),
-            "field": self._field,
+            "field": self._field.name,
         }
 
     def _pinned_revision(self) -> str:
@@ -164,7 +186,7 @@ def _import_load_dataset(name: str) -> Any:
 
 
 def _row_documents(
-    load_fn: Any, dataset: str, options: dict[str, Any], field: str, place: str, short_name: str
+    load_fn: Any, dataset: str, options: dict[str, Any], field: TextField, place: str, short_name: str
 ) -> Iterator[Document]:
     number, found = 0, False
     try:
@@ -184,7 +206,7 @@ def _row_documents(
             found = True
             yield Document(f"{short_name}:{number}", text, len(text))
     if not found:
-        raise DataError(f"'{place}' is empty", "name a dataset or a file with text")
+        raise NoTextError(f"'{place}' is empty", "name a dataset or a file with text")
 
 
 def _unreadable(place: str, failure: Exception) -> DataError:
@@ -207,25 +229,27 @@ def _parse_line(line: bytes, place: str) -> Any:
         ) from None
     except json.JSONDecodeError as failure:
         raise DataError(f"{place} is no valid JSON: {failure.msg}", "write one JSON object a line") from None
+    except (ValueError, RecursionError) as failure:  # an integer of thousands of digits, nesting without an end
+        raise DataError(f"{place} cannot be parsed: {_first_line(failure)}", "mend or remove that line") from None
 
 
-def _text_of_row(row: Any, field: str, place: str) -> str:
+def _text_of_row(row: Any, field: TextField, place: str) -> str:
     if not isinstance(row, Mapping):
         raise DataError(
             f"{place} is of type {type(row).__name__}; accepted is an object", "write one JSON object a line"
         )
-    if field not in row:
+    if field.name not in row:
         raise DataError(
-            f"{place} has no field '{field}'; found: {', '.join(map(str, row)) or 'none'}",
-            "set data.field to the key of the text",
+            f"{place} has no field '{field.name}'; found: {', '.join(map(str, row)) or 'none'}",
+            f"set {field.setting} to the key of the text",
         )
-    text = row[field]
+    text = row[field.name]
     if not isinstance(text, str):
         raise DataError(
-            f"{place}: field '{field}' is of type {type(text).__name__}; accepted is a string",
-            "set data.field to the key of the text",
+            f"{place}: field '{field.name}' is of type {type(text).__name__}; accepted is a string",
+            f"set {field.setting} to the key of the text",
         )
     # JSON can spell half of a surrogate pair, which is no character and has no UTF-8 form.
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise DataError(f"{place}: field '{field}' holds half of a surrogate pair", "mend the escape in that line")
+        raise DataError(f"{place}: field '{field.name}' holds half of a surrogate pair", "mend the escape in that line")
     return text

@@ -1,19 +1,21 @@
 """Sources of whole files: a single text file, a folder of them, and this Python's own library.
 
 A folder is read in the sorted order of its relative paths, so the same files give the same stream of text on
-every machine.
+every machine. Each of its files is a source of its own.
 """
 
 import fnmatch
 import hashlib
 import os
 import sysconfig
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from moesaic.data.document import Document, cannot_read, decode_text, read_file
+from moesaic.data.document import Document, NoTextError, Source, cannot_read, decode_text, read_file
 from moesaic.errors import DataError
 
 PYTHON_STDLIB = "python-stdlib"
@@ -24,6 +26,8 @@ _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "id
 
 class TextFileSource:
     """A file as one document."""
+
+    has_fields = False
 
     def __init__(self, name: str, path: Path) -> None:
         """Take a file that exists."""
@@ -40,7 +44,7 @@ class TextFileSource:
         content = read_file(self._path)
         text = decode_text(content, self._path)
         if not text.strip():
-            raise DataError(f"'{self._path}' is empty", "give a file with text")
+            raise NoTextError(f"'{self._path}' is empty", "give a file with text")
         yield Document(self._path.name, text, len(content))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -54,9 +58,16 @@ class TextFileSource:
 
 
 class FolderSource:
-    """The files of a folder, and of the folders in it, as a document each; empty files are passed over."""
+    """The files of a folder, and of the folders in it, one after another; empty files are passed over."""
 
-    def __init__(self, name: str, root: Path, include: Sequence[str], skipped_folders: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        include: Sequence[str],
+        skipped_folders: Collection[str] = (),
+        open_fn: Callable[[str, Path], Source] = TextFileSource,
+    ) -> None:
         """List the files.
 
         Args:
@@ -64,47 +75,60 @@ class FolderSource:
             root: the folder.
             include: patterns; a file is read when its name or its relative path matches one.
             skipped_folders: names of folders that are not entered; hidden ones and caches never are.
+            open_fn: from a file's name and path to its source.
 
         Raises:
             DataError: no file matches.
         """
         self.name = name
         self._root = root
-        self._paths = sorted(_matching_files(root, include, skipped_folders))
-        if not self._paths:
+        paths = sorted(_matching_files(root, include, skipped_folders))
+        self._files = {relative: open_fn(relative, root / relative) for relative in paths}
+        if not self._files:
             raise DataError(
                 f"folder '{root}' holds no file that matches {', '.join(include)}",
                 "change data.include or the folder",
             )
-        self.num_bytes: int | None = sum((root / path).stat().st_size for path in self._paths)
+        sizes = [file.num_bytes for file in self._files.values()]
+        self.num_bytes: int | None = None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether some files hold rows."""
+        return any(file.has_fields for file in self._files.values())
 
     def documents(self) -> Iterator[Document]:
-        """Yield the files in the order of their relative paths.
+        """Yield the documents of the files, in the order of the relative paths, which are part of their names.
 
         Raises:
-            DataError: a file is binary or not UTF-8, or all are empty.
+            DataError: a file cannot be read as what it is, or all are empty.
         """
         found = False
-        for relative in self._paths:
-            path = self._root / relative
-            content = read_file(path)
-            text = decode_text(content, path)
-            if text.strip():
-                found = True
-                yield Document(relative, text, len(content))
+        for relative, file in self._files.items():
+            with suppress(NoTextError):
+                for document in file.documents():
+                    found = True
+                    yield replace(document, name=Path(relative).with_name(document.name).as_posix())
         if not found:
-            raise DataError(f"all {len(self._paths)} files of folder '{self._root}' are empty", "give files with text")
+            raise NoTextError(
+                f"all {len(self._files)} files of folder '{self._root}' are empty", "give files with text"
+            )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the number and size of the files, and one hash over their paths and contents."""
+        """Return the number and size of the files, one hash over their paths and contents, and the field of rows."""
         whole = hashlib.sha256()
-        for relative in self._paths:
-            whole.update(f"{relative}\0{hash_file(self._root / relative)}\n".encode("utf-8", "surrogateescape"))
+        fields = {}
+        for relative, file in self._files.items():
+            found = file.fingerprint()
+            whole.update(f"{relative}\0{found['sha256']}\n".encode("utf-8", "surrogateescape"))
+            if file.has_fields:
+                fields["field"] = found["field"]
         return {
             "kind": "folder",
-            "files": len(self._paths),
+            "files": len(self._files),
             "bytes": self.num_bytes,
             "sha256": whole.hexdigest(),
+            **fields,
         }
 
 
@@ -141,8 +165,10 @@ def _matching_files(root: Path, include: Sequence[str], skipped_folders: Collect
             if not name.startswith(".") and name != "__pycache__" and name not in skipped_folders
         ]
         for name in files:
-            relative = (Path(folder) / name).relative_to(root).as_posix()
-            if not name.startswith(".") and _matches(name, relative, include):
+            path = Path(folder) / name
+            relative = path.relative_to(root).as_posix()
+            # A link to nowhere, a socket and their like hold no text.
+            if not name.startswith(".") and _matches(name, relative, include) and os.path.isfile(path):
                 yield relative
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from moesaic.config.data import DataConfig, TokenizerConfig
 from moesaic.data.cache import cache_root, digest_of, open_or_fill
 from moesaic.data.document import Source
-from moesaic.data.source import open_source
+from moesaic.data.source import open_sources
 from moesaic.data.tokenise import cut_pieces
 from moesaic.errors import ConfigError
 from moesaic.tokenizer.bpe import train_bpe
 from moesaic.tokenizer.tokenizer import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SAMPLE_BYTES = 8_000_000
 PIECE_CHARACTERS = 32_768
 
@@ -50,7 +50,7 @@ def fit_tokenizer(data: DataConfig, tokenizer: TokenizerConfig, model_vocab_size
 
 def _train(data: DataConfig, vocab_size: int) -> Tokenizer:
     parts = data.parts
-    sources = [open_source(part.source, part.field, data.include) for part in parts]
+    sources = open_sources(data)
     total_weight = sum(part.weight for part in parts)
     quotas = [int(SAMPLE_BYTES * part.weight / total_weight) for part in parts]
     prints = [source.fingerprint() for source in sources]
@@ -65,13 +65,16 @@ def _train(data: DataConfig, vocab_size: int) -> Tokenizer:
 
 
 def sample_texts(source: Source, max_bytes: int) -> Iterator[str]:
-    """Yield pieces of a source's text, about `max_bytes` in all, spread evenly where its size is known."""
-    share = 1.0 if source.num_bytes is None else min(1.0, max_bytes / max(source.num_bytes, 1))
-    seen, taken = 0, 0
+    """Yield pieces of a source's text, about `max_bytes` in all, spread evenly where its size is known.
+
+    After any part of the source, no larger part of `max_bytes` is taken: all of the text where there is little of
+    it, as in rows with much else, and every n-th piece where there is more.
+    """
+    passed, taken = 0.0, 0
     for document in source.documents():
         for piece in cut_pieces(document.text, PIECE_CHARACTERS):
-            seen += len(piece.encode("utf-8"))
-            if taken < seen * share:
+            passed += document.num_bytes * len(piece) / len(document.text)
+            if source.num_bytes is None or taken * source.num_bytes < max_bytes * passed:
                 taken += len(piece.encode("utf-8"))
                 yield piece
             if taken >= max_bytes:

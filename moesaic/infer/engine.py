@@ -1,28 +1,30 @@
 """The public `LLM`: load a model once, generate from it."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Sequence_
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from moesaic.checkpoint.folder import find_model
+from moesaic.checkpoint.folder import find_model, find_tokenizer
 from moesaic.checkpoint.load import load_model
-from moesaic.errors import RequestError, nearest_hint
+from moesaic.config.model import ModelConfig
+from moesaic.errors import DataError, RequestError, nearest_hint
+from moesaic.infer.end import choose_end_ids, read_end_ids
+from moesaic.infer.prompt import Prompt, read_prompts
 from moesaic.infer.request import Completion, Delta, SamplingParams
 from moesaic.infer.runner import Runner
 from moesaic.infer.sequence import Sequence
 from moesaic.tokenizer.tokenizer import Tokenizer
-
-Prompt = str | Sequence_[int]
 
 
 class LLM:
     """A model ready to generate.
 
     Args:
-        model: a Hugging Face folder, a run folder of `moesaic train`, or a hub id. A folder without a tokenizer
-            works with prompts of token ids.
+        model: a Hugging Face folder, a run folder of `moesaic train`, a checkpoint of a run, or a hub id. Without a
+            tokenizer that can be read it works with prompts of token ids; asked for text, it says what is wrong.
         dtype: of the weights in memory: 'bfloat16', 'float16', 'float32'; None: as stored.
 
     Raises:
@@ -33,8 +35,14 @@ class LLM:
         folder = find_model(model)
         self.model = load_model(folder, dtype)
         self.config = self.model.config
-        has_tokenizer = (folder / "tokenizer.json").is_file()
-        self.tokenizer = Tokenizer.load(folder) if has_tokenizer else None
+        _warn_of_neighbours(self.config)
+        self._end_ids = read_end_ids(folder, self.config.eos_token_ids)
+        self.tokenizer: Tokenizer | None = None
+        self._no_tokenizer: DataError | None = None
+        try:
+            self.tokenizer = Tokenizer.load(find_tokenizer(folder))
+        except DataError as failure:
+            self._no_tokenizer = failure
 
     def generate(
         self, prompts: Prompt | Sequence_[Prompt], params: SamplingParams | None = None, **changes: Any
@@ -42,7 +50,7 @@ class LLM:
         """Complete a batch of prompts of any lengths.
 
         Args:
-            prompts: strings or lists of token ids; one alone is a batch of one.
+            prompts: strings or lists of token ids (arrays and tensors too); one alone is a batch of one.
             params: how to choose tokens.
             changes: fields of `SamplingParams` to set, such as max_tokens=32, temperature=0.
 
@@ -50,7 +58,10 @@ class LLM:
             One completion a prompt, in order.
 
         Raises:
-            RequestError: a prompt is empty or too long, a token id is unknown, or a parameter is out of range.
+            RequestError: a prompt is empty or too long, a token id is unknown, a parameter is out of range, or text
+                is asked for where the checkpoint has no tokenizer that can be read.
+            MemoryBudgetError: there is no memory for the keys and values of the batch.
+            UnsupportedError: the model's numbers overflow in this dtype.
         """
         finished = [delta for delta in self.stream(prompts, params, **changes) if delta.completion is not None]
         finished.sort(key=lambda delta: delta.index)
@@ -59,9 +70,15 @@ class LLM:
     def stream(
         self, prompts: Prompt | Sequence_[Prompt], params: SamplingParams | None = None, **changes: Any
     ) -> Iterator[Delta]:
-        """Complete prompts piece by piece; as `generate`, with a `Delta` whenever a token arrives."""
-        params = _change(params or SamplingParams(), changes)
-        sequences = [self._sequence(index, ids, params) for index, ids in enumerate(self._encode(prompts))]
+        """Complete prompts piece by piece; as `generate`, with a `Delta` whenever a token arrives.
+
+        A request that cannot be met is refused by the call itself, not by the first piece.
+        """
+        params = _change(SamplingParams() if params is None else params, changes)
+        batch = [self._encode(prompt) for prompt in read_prompts(prompts)]
+        return self._run([self._sequence(index, ids, params) for index, ids in enumerate(batch)])
+
+    def _run(self, sequences: list[Sequence]) -> Iterator[Delta]:
         runner = Runner(self.model, sequences)
         logits_BV = runner.prefill(sequences)
         while True:
@@ -81,20 +98,11 @@ class LLM:
         tokenizer = self._need_tokenizer("a chat")
         return tokenizer.encode(tokenizer.apply_chat_template(messages), allow_special=True)
 
-    def _encode(self, prompts: Prompt | Sequence_[Prompt]) -> list[list[int]]:
-        if not prompts and not isinstance(prompts, str):
-            raise RequestError("there is no prompt", "give a string, a list of token ids, or a list of either")
-        is_one = isinstance(prompts, str) or isinstance(prompts[0], int)
-        batch = cast("list[Prompt]", [prompts] if is_one else prompts)
-        return [self._encode_one(prompt) for prompt in batch]
-
-    def _encode_one(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
             ids = self._need_tokenizer("a prompt of text").encode(prompt, add_special_tokens=True)
         else:
-            ids = list(prompt)
-        if not all(isinstance(token, int) for token in ids):
-            raise RequestError("a prompt is neither text nor token ids", "give a string or a list of whole numbers")
+            ids = prompt
         unknown = [token for token in ids if not 0 <= token < self.config.vocab_size]
         if unknown:
             raise RequestError(
@@ -106,32 +114,43 @@ class LLM:
         return ids
 
     def _sequence(self, index: int, prompt_ids: list[int], params: SamplingParams) -> Sequence:
-        room = self.config.max_position_embeddings - len(prompt_ids)
+        context = self.config.max_position_embeddings
+        room = context - len(prompt_ids)
         if room < 1:
             raise RequestError(
-                f"the prompt has {len(prompt_ids)} tokens, the model reads {self.config.max_position_embeddings}",
-                "shorten the prompt",
+                f"the prompt has {len(prompt_ids)} tokens, the model reads {context}, its answer included",
+                f"shorten the prompt to {context - 1} tokens or fewer",
             )
-        if params.stop and self.tokenizer is None:
-            raise RequestError("stop strings need a tokenizer, and the checkpoint has none", "drop them")
+        if params.stop:
+            self._need_tokenizer("a stop string")
         max_tokens = room if params.max_tokens is None else min(room, params.max_tokens)
-        return Sequence(index, prompt_ids, params, max_tokens, self.config.eos_token_ids, self.tokenizer)
+        end_ids = choose_end_ids(params, self._end_ids, self.tokenizer)
+        return Sequence(index, prompt_ids, params, max_tokens, end_ids, self.tokenizer)
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise RequestError(f"{what} needs a tokenizer, and the checkpoint has none", "give a list of token ids")
+            assert self._no_tokenizer is not None, "a tokenizer that is missing left its reason"
+            reason = self._no_tokenizer
+            raise RequestError(f"{what} needs a tokenizer: {reason.text}", reason.hint) from reason
         return self.tokenizer
 
 
+def _warn_of_neighbours(config: ModelConfig) -> None:
+    """Warn of a model whose experts take a limited number of tokens, so that prompts of a batch compete for them."""
+    if config.num_experts and (config.router == "expert_choice" or config.eval_capacity_factor is not None):
+        logging.getLogger(__name__).warning(
+            "this model's experts take a limited number of tokens: an answer depends on the other prompts of its "
+            "batch; send prompts one at a time where that matters"
+        )
+
+
 def _change(params: SamplingParams, changes: dict[str, Any]) -> SamplingParams:
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params is of type {type(params).__name__}", "give a SamplingParams, or its fields by name")
     unknown = changes.keys() - SamplingParams.__dataclass_fields__.keys()
     if unknown:
         name = min(unknown)
         raise RequestError(
             f"unknown sampling parameter '{name}'", nearest_hint(name, SamplingParams.__dataclass_fields__)
         )
-    if isinstance(changes.get("stop"), str):
-        changes["stop"] = (changes["stop"],)
-    elif "stop" in changes:
-        changes["stop"] = tuple(changes["stop"] or ())
     return replace(params, **changes)

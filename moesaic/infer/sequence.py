@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from moesaic.errors import UnsupportedError
 from moesaic.infer.request import Completion, Delta, FinishReason, SamplingParams, Usage
 from moesaic.infer.stop import StopScanner
 from moesaic.ops.sample import draw, filter_logits, greedy
@@ -11,12 +12,16 @@ from moesaic.tokenizer.tokenizer import Tokenizer
 # Logits over a temperature below this leave the range of float32; the draw would be the best token anyway.
 _GREEDY_BELOW = 1e-5
 
+# Tokens of the prompt that are enough to read the first new one in its place, blank and all.
+_NUM_CONTEXT = 8
+
 
 class Sequence:
     """A prompt, the tokens generated so far, and when they end.
 
     Attributes:
         max_tokens: most tokens to generate, already limited by the model's context.
+        end_ids: tokens after which the answer ends.
         finish_reason: None while it runs.
     """
 
@@ -26,7 +31,7 @@ class Sequence:
         prompt_ids: list[int],
         params: SamplingParams,
         max_tokens: int,
-        eos_ids: list[int],
+        end_ids: set[int],
         tokenizer: Tokenizer | None,
     ) -> None:
         self.index = index
@@ -35,8 +40,8 @@ class Sequence:
         self.max_tokens = max_tokens
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
-        self._eos_ids = set() if params.ignore_eos else set(eos_ids)
-        self._decoder = None if tokenizer is None else tokenizer.stream_decoder()
+        self.end_ids = end_ids
+        self._decoder = None if tokenizer is None else tokenizer.stream_decoder(prompt_ids[-_NUM_CONTEXT:])
         self._scanner = StopScanner(params.stop)
         self._text: list[str] = []
         self._generator = torch.Generator()
@@ -46,7 +51,18 @@ class Sequence:
             self._generator.manual_seed(params.seed)
 
     def choose(self, logits_V: Tensor) -> int:
-        """Choose the next token from the logits."""
+        """Choose the next token from the logits.
+
+        Raises:
+            UnsupportedError: a logit is infinite or no number, so that no token is the best.
+        """
+        if not bool(logits_V.isfinite().all()):
+            position = len(self.prompt_ids) + len(self.token_ids)
+            raise UnsupportedError(
+                f"prompt {self.index}: the logits of token {position} are not finite "
+                f"in {str(logits_V.dtype).removeprefix('torch.')}",
+                "load the model in another dtype, such as float32; if it stays so, its weights are damaged",
+            )
         params = self.params
         if params.temperature < _GREEDY_BELOW:
             return int(greedy(logits_V.unsqueeze(0)))
@@ -57,7 +73,7 @@ class Sequence:
         """Append a token; return the text that it makes final, and the completion if it is the last."""
         self.token_ids.append(token_id)
         text = ""
-        if token_id in self._eos_ids:
+        if token_id in self.end_ids:
             self.finish_reason = "stop"
         elif self._decoder is not None:
             text = self._scanner.push(self._decoder.push(token_id))

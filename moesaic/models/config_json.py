@@ -35,6 +35,9 @@ _ROPE_FIELDS_OF = {
     "yarn": _ROPE_FIELDS - {"low_freq_factor", "high_freq_factor"} | {"rope_type"},
 }
 # Rope settings that change the result and that we do not compute, with the value that changes nothing.
+# What a window that is switched on by 'use_sliding_window' measures where 'sliding_window' is not given.
+_FLAGGED_WINDOW = 4096
+_INCOMPLETE = "the file is not complete; fetch it again"
 _ROPE_NEUTRAL = {"partial_rotary_factor": 1.0, "truncate": True, "mscale": None, "mscale_all_dim": None}
 
 
@@ -52,22 +55,16 @@ def read_config(theirs: Mapping[str, Any], origin: str) -> ModelConfig:
     model_type = str(theirs.get("model_type"))
     if model_type == NATIVE:
         ours = {key: value for key, value in theirs.items() if key in ModelConfig.model_fields}
-        return check_section(ModelConfig, ours, origin)
+        return check_section(ModelConfig, ours, origin, _INCOMPLETE)
     family = find_family(model_type)
     _check_features(theirs, origin)
-    ours = {"model_type": family.model_type, **family.defaults}
-    for key, choices in (SHARED_KEYS | dict(family.keys)).items():
-        given = [theirs[choice] for choice in choices if theirs.get(choice) is not None]
-        if given:
-            ours[key] = given[0]
+    ours = {"model_type": family.model_type, **family.defaults, **_read_fields(theirs, family)}
     ours |= _read_rope(theirs, ours.get("rope_theta", 10_000.0), origin)
     ours |= _read_windows(theirs, family)
-    if family.experts is not None and "num_experts" not in ours:
-        raise ConfigError(
-            f"{origin}: '{family.keys['num_experts'][0]}' is missing",
-            "the file is not complete; fetch it again",
-        )
-    return check_section(ModelConfig, {**ours, **family.traits}, origin)
+    for key in ("num_experts", "num_experts_per_tok"):
+        if family.experts is not None and key not in ours:
+            raise ConfigError(f"{origin}: '{family.keys[key][0]}' is missing", _INCOMPLETE)
+    return check_section(ModelConfig, {**ours, **family.traits}, origin, _INCOMPLETE)
 
 
 def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -105,6 +102,9 @@ def unsaid_fields(config: ModelConfig, family: FamilySpec) -> list[str]:
         return ["num_experts"]
     if not all(_moe_layers(config)) and not has_dense_names:
         return ["mlp_only_layers"]
+    if family.traits["qk_norm"] == "width" and config.num_attention_heads * config.head_channels != config.hidden_size:
+        # transformers makes this norm as wide as the model.
+        return ["head_dim"]
     try:
         back = read_config(_in_family_terms(config, family), family.model_type)
     except MoesaicError:
@@ -162,7 +162,28 @@ def _in_family_terms(config: ModelConfig, family: FamilySpec) -> dict[str, Any]:
     return theirs | _write_windows(config, family)
 
 
+def _read_fields(theirs: Mapping[str, Any], family: FamilySpec) -> dict[str, Any]:
+    """Return what config.json says of our fields. A null says none where a field can be none, and nothing elsewhere."""
+    ours: dict[str, Any] = {}
+    for key, choices in (SHARED_KEYS | dict(family.keys)).items():
+        given = [theirs[choice] for choice in choices if choice in theirs]
+        said = [value for value in given if value is not None]
+        if said:
+            ours[key] = said[0]
+        elif given and ModelConfig.model_fields[key].default is None:
+            ours[key] = None
+    # Early Llama folders write -1 where there is no padding token.
+    return {**ours, "pad_token_id": None} if ours.get("pad_token_id") == -1 else ours
+
+
 def _check_features(theirs: Mapping[str, Any], origin: str) -> None:
+    quantization = theirs.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
+        raise UnsupportedError(
+            f"{origin}: the weights are quantised ({method}), which this version does not read",
+            "give the checkpoint in bfloat16, float16 or float32",
+        )
     for key, accepted in (("hidden_act", "silu"), ("mlp_bias", False)):
         found = theirs.get(key, accepted)
         if found not in (accepted, None):
@@ -179,6 +200,8 @@ def _read_rope(theirs: Mapping[str, Any], default_theta: float, origin: str) -> 
             raise UnsupportedError(f"{origin}: {key} is {found!r}", "this version computes plain rope scaling only")
     theta = rope.get("rope_theta") or theirs.get("rope_theta") or default_theta
     rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    if rope_type == "default" and "factor" in rope:
+        raise ConfigError(f"{origin}: rope_scaling has a factor but no rope_type: {dict(rope)!r}", _INCOMPLETE)
     if rope_type == "default":
         return {"rope_theta": theta, "rope_scaling": None}
     if rope_type not in ("linear", "llama3", "yarn"):
@@ -198,8 +221,8 @@ def _write_rope(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def _read_windows(theirs: Mapping[str, Any], family: FamilySpec) -> dict[str, Any]:
-    window = theirs.get("sliding_window") or None
-    if family.windows == "none" or window is None:
+    window = theirs.get("sliding_window", None if family.windows == "plain" else _FLAGGED_WINDOW)
+    if family.windows == "none" or not window:
         return {}
     if family.windows != "plain" and not theirs.get("use_sliding_window", False):
         return {}

@@ -41,6 +41,9 @@ QUERY_KEY_NORMS = {
     "decoder.layers.{layer}.attention.key_norm.weight": ("model.layers.{layer}.self_attn.k_norm.weight",),
 }
 
+# Ends of stored names that carry nothing: tables that every implementation computes itself.
+COMPUTED = ("rotary_emb.inv_freq",)
+
 DENSE_MLP = {
     "decoder.layers.{layer}.mlp.gate.weight": ("model.layers.{layer}.mlp.gate_proj.weight",),
     "decoder.layers.{layer}.mlp.up.weight": ("model.layers.{layer}.mlp.up_proj.weight",),

@@ -40,21 +40,21 @@ def build_mask(
         document_ids_BS: with S == Z, a query sees only keys of its own document.
         cached: keys come from a cache, so that positions may differ between rows.
     """
-    windowed = window is not None and window < num_keys
-    if not cached and document_ids_BS is None and not windowed:
-        return AttentionMask(None, causal=True)
-    if (
-        cached
-        and query_positions_BS.shape[1] == 1
-        and not windowed
-        and bool((query_positions_BS == num_keys - 1).all())
-    ):
-        return AttentionMask(None, causal=False)
+    length = query_positions_BS.shape[1]
     keys_Z = torch.arange(num_keys, device=query_positions_BS.device)
-    distance_BSZ = query_positions_BS.unsqueeze(-1) - keys_Z
-    allowed_BSZ = distance_BSZ >= 0
+    if window is not None and window >= num_keys:
+        window = None
+    if window is None and document_ids_BS is None:
+        # An empty cache is filled like none: every query stands at its own key.
+        if not cached or (length == num_keys and bool((query_positions_BS == keys_Z).all())):
+            return AttentionMask(None, causal=True)
+        if length == 1 and bool((query_positions_BS == num_keys - 1).all()):
+            return AttentionMask(None, causal=False)
+    # Compared by broadcasting: distances would take eight bytes for each pair, the mask takes one.
+    queries_BS1 = query_positions_BS.unsqueeze(-1)
+    allowed_BSZ = keys_Z <= queries_BS1
     if window is not None:
-        allowed_BSZ = allowed_BSZ & (distance_BSZ < window)
+        allowed_BSZ &= keys_Z > queries_BS1 - window
     if document_ids_BS is not None:
         allowed_BSZ = allowed_BSZ & (document_ids_BS.unsqueeze(2) == document_ids_BS.unsqueeze(1))
     return AttentionMask(allowed_BSZ.unsqueeze(1), causal=False)

@@ -22,7 +22,8 @@ def _constant(progress: float, decay_share: float) -> float:
     return 1.0
 
 
-# From the share of the steps after warm-up that is done, to the height between the final rate (0) and the peak (1).
+# From the share of the steps after warm-up that is done, and the share of them that decays, to the height between the
+# final rate (0) and the peak (1).
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "cosine": _cosine,
     "linear": _linear,
@@ -43,4 +44,10 @@ def learning_rate(step: int, num_steps: int, warmup_steps: int, config: OptimCon
         return peak * step / warmup_steps
     final = peak / 10 if config.min_learning_rate is None else config.min_learning_rate
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    return final + (peak - final) * SCHEDULES[config.schedule](progress, config.decay_share)
+    decay_share = _decay_after_warmup(num_steps, warmup_steps, config)
+    return final + (peak - final) * SCHEDULES[config.schedule](progress, decay_share)
+
+
+def _decay_after_warmup(num_steps: int, warmup_steps: int, config: OptimConfig) -> float:
+    """Return which share of the steps after warm-up decays: the share of the run, or all of them where it is more."""
+    return min(1.0, config.decay_share * num_steps / max(1, num_steps - warmup_steps))

@@ -34,7 +34,7 @@ def build_course_section(rows: list[dict[str, Any]], clip_norm: float | None) ->
 
     Args:
         rows: the metrics of a run.
-        clip_norm: where gradients were clipped; None: nowhere.
+        clip_norm: where gradients were clipped; None, or 0 as a resolved recipe writes it: nowhere.
     """
     speed, rate, norm = (read_series(rows, key) for key in ("tokens_per_s", "learning_rate", "grad_norm"))
     charts = []
@@ -50,7 +50,7 @@ def build_course_section(rows: list[dict[str, Any]], clip_norm: float | None) ->
 
 def _draw_norm(norm: Series, clip_norm: float | None) -> Chart:
     caption, levels = _BOTH_LINES, []
-    if clip_norm is not None:
+    if clip_norm:
         levels = [Level(clip_norm)]
         caption += f" Clipped above {format_tick(clip_norm)} (dashed)."
     plot = _plot_noisy(norm, "optimizer", "norm of all gradients", levels)

@@ -1,19 +1,22 @@
 """The metrics file of a run: one JSON object a line, one line a step.
 
-A row is written as a whole line and flushed, so a killed process leaves at most one torn line, the last.
-Readers drop an unterminated last line that does not parse; any other broken line is an error. The file is
-strict JSON, which has no NaN and no infinity: a number that is not finite is written as null.
+A row is written as a whole line and handed to the operating system, so a killed process leaves at most one torn
+line, the last. Readers drop an unterminated last line that does not parse; any other broken line is an error. A power
+cut takes also the rows since the last `sync`: with one before each checkpoint, those that a checkpoint has behind it
+are there. The file is strict JSON, which has no NaN and no infinity: a number that is not finite is written as null.
 """
 
 import json
 import math
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from moesaic.errors import CheckpointError
+from moesaic.flush import flush, replace_text
 
 Row = dict[str, Any]
 
@@ -55,6 +58,21 @@ class MetricsFile:
         except OSError as failure:
             raise _write_error(self.path, failure) from None
 
+    def sync(self) -> None:
+        """Wait until every appended row is on the disk, and the file's name too.
+
+        Called before a checkpoint is saved, so that no power cut leaves a checkpoint without its rows.
+
+        Raises:
+            CheckpointError: the disk did not take them.
+        """
+        try:
+            self._file.flush()
+            flush(self.path)
+            flush(self.path.parent)
+        except OSError as failure:
+            raise _write_error(self.path, failure) from None
+
     def close(self) -> None:
         """Close the file; further rows cannot be appended."""
         # Rows are flushed one by one: what is left here is the row whose failure was already told.
@@ -77,7 +95,28 @@ def read_metrics(path: str | Path) -> list[Row]:
         CheckpointError: the file cannot be read, or a line other than a torn last one is no JSON object
             with a whole number under 'step'.
     """
+    return list(_iterate_rows(Path(path)))
+
+
+def truncate_after(path: str | Path, step: int) -> None:
+    """Drop what follows the row of a step, whole or broken, all or nothing; a missing file stays missing.
+
+    A run that resumes from a checkpoint of `step` calls this first, so that no step is told twice and none is left
+    out. The first row need not be of step 1: a run that began with another one's checkpoint has only its own rows,
+    and before its first one there are none.
+
+    Raises:
+        CheckpointError: the file cannot be read or written, or between its first row and that of `step` a line is
+            broken or a row is missing.
+    """
     path = Path(path)
+    if path.exists():
+        kept = _rows_until(path, step)
+        _check_no_hole(path, kept, step)
+        _replace_rows(path, kept)
+
+
+def _iterate_rows(path: Path) -> Iterator[Row]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as failure:
@@ -86,24 +125,32 @@ def read_metrics(path: str | Path) -> list[Row]:
         ) from None
     # What follows the last newline: empty after a whole line, else a line whose end was never written.
     tail = lines.pop()
-    rows = [_parse_line(line, path, number) for number, line in enumerate(lines, start=1)]
-    try:
-        return [*rows, _parse_line(tail, path, len(lines) + 1)]
-    except CheckpointError:
-        return rows
+    for number, line in enumerate(lines, start=1):
+        yield _parse_line(line, path, number)
+    with suppress(CheckpointError):
+        yield _parse_line(tail, path, len(lines) + 1)
 
 
-def truncate_after(path: str | Path, step: int) -> None:
-    """Drop the rows of later steps and a torn last line, all or nothing; a missing file stays missing.
+def _rows_until(path: Path, step: int) -> list[Row]:
+    """Read as far as the row of a step; what a crash did to later ones is no matter."""
+    kept: list[Row] = []
+    last, rows = 0, _iterate_rows(path)
+    while last < step and (row := next(rows, None)) is not None:
+        last = row["step"]
+        if last <= step:
+            kept.append(row)
+    return kept
 
-    A run that resumes from a checkpoint of `step` calls this first, so that no step is told twice.
 
-    Raises:
-        CheckpointError: the file cannot be read or written, or holds a broken line.
-    """
-    path = Path(path)
-    if path.exists():
-        _replace_rows(path, [row for row in read_metrics(path) if row["step"] <= step])
+def _check_no_hole(path: Path, rows: list[Row], step: int) -> None:
+    found = {row["step"] for row in rows}
+    missing = sorted(set(range(min(found, default=step + 1), step + 1)) - found)
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"metrics '{path}' have no row of step {missing[0]}{more}, though the checkpoint is of step {step}",
+            "resume from an earlier checkpoint, or move that file away to go on without the earlier rows",
+        )
 
 
 def _to_line(row: Row) -> str:
@@ -143,14 +190,8 @@ def _has_open_line(path: Path) -> bool:
 
 
 def _replace_rows(path: Path, rows: list[Row]) -> None:
-    """Write the rows beside the file, wait for the disk, and put the result in its place."""
-    fresh = path.with_name(path.name + ".tmp")
     try:
-        with fresh.open("w", encoding="ascii", newline="\n") as file:
-            file.writelines(_to_line(row) for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        replace_text(path, "".join(_to_line(row) for row in rows))
     except OSError as failure:
         raise _write_error(path, failure) from None
 

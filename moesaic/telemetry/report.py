@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moesaic.flush import replace_text
 from moesaic.telemetry.course import build_course_section, build_loss_section
 from moesaic.telemetry.outcome import choose_tiles, describe_outcome, read_outcome
 from moesaic.telemetry.routing import build_balance_section, build_last_load_section, build_load_section
@@ -31,10 +32,10 @@ def write_report(
     summary: dict[str, Any],
     path: str | Path,
 ) -> None:
-    """Write the report of a run as one self-contained HTML file.
+    """Write the report of a run as one self-contained HTML file, in place of an older one or not at all.
 
     Args:
-        run_name: the title.
+        run_name: the title; the name of the file's folder where it names nothing, as '' and '.' do.
         rows: the metrics, as `read_metrics` returns them; whatever they lack is left out of the page.
         config: the resolved recipe as plain data, section by section.
         summary: what the rows do not hold, each optional: `baselines`, losses by name, nats a token;
@@ -52,14 +53,19 @@ def write_report(
     )
     outcome = read_outcome(rows)
     page = environment.get_template(_TEMPLATE).render(
-        run_name=run_name,
+        run_name=choose_title(run_name, Path(path)),
         sentence=describe_outcome(outcome),
         tiles=choose_tiles(outcome, summary),
         sections=build_sections(rows, config, summary),
         samples=summary.get("samples") or [],
         tables=tabulate_config(config),
     )
-    Path(path).write_text(page, encoding="utf-8", newline="\n")
+    replace_text(Path(path), page)
+
+
+def choose_title(run_name: str, path: Path) -> str:
+    """Return the run's name; where that only leads to a folder, as '' and '..' do, the name of the report's own."""
+    return run_name if run_name.strip("./ ") else path.resolve().parent.name or "run"
 
 
 def build_sections(rows: list[dict[str, Any]], config: dict[str, Any], summary: dict[str, Any]) -> list[Section]:

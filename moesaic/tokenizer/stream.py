@@ -14,14 +14,22 @@ _HALF_CHARACTER = "\ufffd"
 
 
 class StreamDecoder:
-    """Turns ids into text piece by piece; the pieces joined are the text of all ids decoded at once."""
+    """Turns ids into text piece by piece; the pieces joined are what the ids add to the text of their context."""
 
-    def __init__(self, decode_fn: Callable[[Sequence[int]], str]) -> None:
-        """Start an empty text; `decode_fn` gives the text of whole ids."""
+    def __init__(self, decode_fn: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
+        """Start a text.
+
+        Args:
+            decode_fn: gives the text of whole ids.
+            context: ids before the first one, already told; a context that ends within a character is as none,
+                since the rest of the character changes its text.
+        """
         self._decode_fn = decode_fn
-        self._window: list[int] = []
-        self._num_context = 0
-        self._context_text = ""
+        text = decode_fn(context)
+        is_whole = not text.endswith(_HALF_CHARACTER)
+        self._window = list(context) if is_whole else []
+        self._num_context = len(self._window)
+        self._context_text = text if is_whole else ""
 
     def push(self, token_id: int) -> str:
         """Take the next id and return the text that has become certain, often the empty string."""

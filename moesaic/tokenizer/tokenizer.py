@@ -91,6 +91,12 @@ class Tokenizer:
         """Entries that an embedding table needs: the highest id, plus one."""
         return max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
 
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of the tokens that decoding leaves out, by their texts."""
+        added = self._plain.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items() if token.special}
+
     @property
     def eos_id(self) -> int | None:
         """Id of the token that ends a text."""
@@ -136,9 +142,9 @@ class Tokenizer:
         """Return the text of ids; ids without a token have no text, broken UTF-8 becomes U+FFFD."""
         return self._plain.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def stream_decoder(self, skip_special_tokens: bool = True) -> StreamDecoder:
-        """Return a decoder for ids that arrive one by one."""
-        return StreamDecoder(lambda ids: self.decode(ids, skip_special_tokens))
+    def stream_decoder(self, context: Sequence[int] = (), skip_special_tokens: bool = True) -> StreamDecoder:
+        """Return a decoder for ids that arrive one by one, after those of `context`."""
+        return StreamDecoder(lambda ids: self.decode(ids, skip_special_tokens), context)
 
     def apply_chat_template(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any

@@ -4,9 +4,15 @@ from collections.abc import Iterable
 
 import torch
 
-from moesaic.data.loader import Batch
+from moesaic.config.train import TrainConfig
+from moesaic.data.loader import Batch, Loader
 from moesaic.models.model import LanguageModel
 from moesaic.ops.loss import IGNORED_LABEL, cross_entropy_sum
+
+
+def held_out_batches(loader: Loader, config: TrainConfig) -> list[Batch]:
+    """Return what a run is evaluated on, every time the same; empty where nothing is held out."""
+    return list(loader.evaluation_batches(config.micro_batch, config.evaluate_batches))
 
 
 @torch.no_grad()

@@ -7,8 +7,10 @@ from moesaic.checkpoint.export import export_model
 from moesaic.config.run import RunConfig
 from moesaic.data.baseline import bigram_loss, unigram_loss
 from moesaic.data.prepare import PreparedData
+from moesaic.flush import replace_text
 from moesaic.telemetry.metrics import read_metrics
 from moesaic.telemetry.report import write_report
+from moesaic.train.evaluate import held_out_batches
 from moesaic.train.run_folder import RunFolder
 from moesaic.train.state import TrainState
 
@@ -35,9 +37,13 @@ def finish(
         "active_parameters": active,
         "baselines": {},
     }
-    if prepared.held_out is not None and prepared.num_train_tokens <= _BASELINE_TOKENS:
-        summary["baselines"] = {"unigram": unigram_loss(prepared), "bigram": bigram_loss(prepared)}
-    (folder.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    batches = held_out_batches(state.loader, config.train)
+    if batches and prepared.num_train_tokens <= _BASELINE_TOKENS:
+        summary["baselines"] = {
+            "unigram": unigram_loss(prepared, batches),
+            "bigram": bigram_loss(prepared, batches),
+        }
+    replace_text(folder.path / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write_run_report(folder, config, summary)
     return known, summary
 

@@ -1,13 +1,14 @@
 """What happens around the steps of a run, besides training: a table of hooks, called in order."""
 
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
 from moesaic.checkpoint.store import CheckpointStore
 from moesaic.config.run import RunConfig
-from moesaic.errors import ConfigError
+from moesaic.errors import ConfigError, TrainingError
 from moesaic.telemetry.metrics import MetricsFile
-from moesaic.train.evaluate import evaluate
+from moesaic.train.evaluate import evaluate, held_out_batches
 from moesaic.train.state import TrainState
 
 Row = dict[str, Any]
@@ -32,13 +33,23 @@ class EvaluateHook:
         self.config = config
 
     def after_step(self, state: TrainState, row: Row) -> None:
-        """Evaluate where it is due and the data has a held-out part."""
+        """Evaluate where it is due and the data has a held-out part.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
         train = self.config.train
         if state.step % train.evaluation_interval and state.step != train.steps:
             return
-        batches = list(state.loader.evaluation_batches(train.micro_batch, train.evaluate_batches))
+        batches = held_out_batches(state.loader, train)
         if batches:
-            state.held_out_loss = row["held_out_loss"] = evaluate(state.model, batches)
+            loss = evaluate(state.model, batches)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"step {state.step}: the held-out loss is {loss}",
+                    "lower optim.learning_rate; the last checkpoint is from before this step",
+                )
+            state.held_out_loss = row["held_out_loss"] = loss
 
     def close(self) -> None:
         """Nothing is held."""
@@ -47,8 +58,8 @@ class EvaluateHook:
 class MetricsHook:
     """Append the row to metrics.jsonl."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = MetricsFile(path)
+    def __init__(self, file: MetricsFile) -> None:
+        self.file = file
 
     def after_step(self, state: TrainState, row: Row) -> None:
         """Write the row."""
@@ -62,9 +73,10 @@ class MetricsHook:
 class SaveHook:
     """Save a checkpoint every so many steps and after the last one."""
 
-    def __init__(self, config: RunConfig, store: CheckpointStore) -> None:
+    def __init__(self, config: RunConfig, store: CheckpointStore, metrics: MetricsFile) -> None:
         self.config = config
         self.store = store
+        self.metrics = metrics
 
     def after_step(self, state: TrainState, row: Row) -> None:
         """Save where it is due."""
@@ -72,28 +84,40 @@ class SaveHook:
             self.save(state)
 
     def save(self, state: TrainState) -> None:
-        """Save now."""
+        """Save now, after the rows that the checkpoint has behind it.
+
+        Raises:
+            TrainingError: a parameter is not finite.
+            CheckpointError: the disk is full, or the folder cannot be written.
+        """
+        state.check_finite()
+        self.metrics.sync()
         self.store.save(state.snapshot(self.config))
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-class TensorBoardHook:
-    """Write every number of the row as a TensorBoard scalar.
+def load_summary_writer() -> Any:
+    """Return TensorBoard's writer.
 
     Raises:
         ConfigError: the extra 'track' is not installed.
     """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "train.tensorboard needs TensorBoard, which is not installed", 'pip install "moesaic[track]"'
+        ) from None
+    return SummaryWriter
+
+
+class TensorBoardHook:
+    """Write every number of the row as a TensorBoard scalar."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "train.tensorboard needs TensorBoard, which is not installed", 'pip install "moesaic[track]"'
-            ) from None
-        self.writer = SummaryWriter(str(folder), purge_step=first_step)
+        self.writer = load_summary_writer()(str(folder), purge_step=first_step)
 
     def after_step(self, state: TrainState, row: Row) -> None:
         """Write the numbers."""

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from moesaic.checkpoint.store import CheckpointStore
 from moesaic.config.run import RunConfig
+from moesaic.telemetry.metrics import MetricsFile
 from moesaic.train.hooks import EvaluateHook, Hook, MetricsHook, SaveHook, TensorBoardHook
 from moesaic.train.interrupt import catch_signals
 from moesaic.train.progress import ProgressHook
@@ -22,8 +23,9 @@ def run_steps(
 ) -> str | None:
     """Train until the last step or a signal; return the signal."""
     num_steps = config.train.steps
-    saving = SaveHook(config, store)
-    with catch_signals() as interrupt, _hooks(state, config, folder, saving, console) as hooks:
+    metrics = MetricsFile(folder.metrics)
+    saving = SaveHook(config, store, metrics)
+    with catch_signals() as interrupt, _hooks(state, config, folder, metrics, saving, console) as hooks:
         while state.step < num_steps and interrupt.received is None:
             began = time.monotonic()
             batch = state.loader.next_batch()
@@ -43,7 +45,7 @@ def run_steps(
 
 @contextmanager
 def _hooks(
-    state: TrainState, config: RunConfig, folder: RunFolder, saving: SaveHook, console: Console
+    state: TrainState, config: RunConfig, folder: RunFolder, metrics: MetricsFile, saving: SaveHook, console: Console
 ) -> Iterator[list[Hook]]:
     """Give the hooks in their order: a row is complete before it is written, and written before it is saved."""
     with ExitStack() as stack:
@@ -54,7 +56,7 @@ def _hooks(
             stack.callback(hook.close)
 
         add(EvaluateHook(config))
-        add(MetricsHook(folder.metrics))
+        add(MetricsHook(metrics))
         if config.train.tensorboard:
             add(TensorBoardHook(folder.path / "tensorboard", state.step + 1))
         add(saving)

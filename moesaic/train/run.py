@@ -15,6 +15,7 @@ from moesaic.hw.allocator import keep_freed_memory
 from moesaic.telemetry.metrics import truncate_after
 from moesaic.tokenizer.tokenizer import Tokenizer
 from moesaic.train.finish import finish
+from moesaic.train.hooks import load_summary_writer
 from moesaic.train.loop import run_steps
 from moesaic.train.resume import check_resumable, choose_checkpoint
 from moesaic.train.run_folder import RunFolder
@@ -49,8 +50,10 @@ def train(config: RunConfig, resume: str = "auto", console: Console | None = Non
     Raises:
         MoesaicError: see `choose_checkpoint`, `prepare`, `train_step` and `CheckpointStore.save`.
     """
+    if config.train.tensorboard:
+        load_summary_writer()  # what is missing is told before anything is written
     console = console or Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    folder = RunFolder(Path(config.train.out))
+    folder = RunFolder(Path(config.train.out).expanduser())
     folder.acquire()
     try:
         return _train_in(folder, config, resume, console)

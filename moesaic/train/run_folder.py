@@ -32,8 +32,9 @@ class RunFolder:
             ConfigError: another process has it, it holds something else than a run, or it cannot be made.
         """
         self._is_new = not self.path.exists()
-        foreign = self.path.exists() and not self._lock_path.exists()
-        if foreign and (not self.path.is_dir() or any(self.path.iterdir())):
+        # A copy may lack the lock, which is a hidden file.
+        is_run = self._lock_path.exists() or (self.config.exists() and self.checkpoints.is_dir())
+        if self.path.exists() and not is_run and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(
                 f"train.out '{self.path}' exists and is no run folder", "choose another folder, or empty it"
             )

@@ -12,14 +12,16 @@ from moesaic.config.run import RunConfig
 from moesaic.data.loader import Loader
 from moesaic.data.prepare import PreparedData, prepare
 from moesaic.data.vocabulary import fit_tokenizer
-from moesaic.errors import ConfigError
+from moesaic.errors import ConfigError, MemoryBudgetError
 from moesaic.hw.bfloat16 import computes_bfloat16
+from moesaic.hw.memory import available_bytes
 from moesaic.models.model import LanguageModel, build_model
 from moesaic.nn.init import init_weights
-from moesaic.optim.table import build_optimizer
+from moesaic.optim.table import build_optimizer, state_bytes
 from moesaic.tokenizer.tokenizer import Tokenizer
 from moesaic.train.run_folder import RunFolder
 from moesaic.train.state import TrainState
+from moesaic.units import format_bytes, format_count
 
 
 def open_tokenizer(folder: RunFolder, config: RunConfig, checkpoint: Path | None, console: Console) -> Tokenizer:
@@ -53,6 +55,7 @@ def prepare_data(config: RunConfig, tokenizer: Tokenizer, console: Console) -> P
 
 def new_state(config: RunConfig, prepared: PreparedData, from_scratch: bool) -> TrainState:
     """Build the state before the first step; weights of `train.init_from` are read for a run from scratch only."""
+    _check_memory(config)
     torch.manual_seed(config.train.seed)
     if config.train.init_from is not None and from_scratch:
         model = _load_start(config.model, config.train.init_from)
@@ -63,6 +66,22 @@ def new_state(config: RunConfig, prepared: PreparedData, from_scratch: bool) -> 
     model.decoder.compute_dtype = DTYPES[str(config.train.precision)]
     loader = Loader(prepared, config.data, config.train.batch_size)
     return TrainState(model, build_optimizer(model, config.optim), loader)
+
+
+def _check_memory(config: RunConfig) -> None:
+    """Refuse a run whose state alone does not fit; activations come on top.
+
+    Raises:
+        MemoryBudgetError: weights, gradients and moments exceed the free memory.
+    """
+    num_parameters, _ = build_model(config.model, device="meta").num_parameters()
+    needed = state_bytes(num_parameters, config.optim.kind)
+    if needed > (available := available_bytes()):
+        raise MemoryBudgetError(
+            f"training {format_count(num_parameters)} parameters takes {format_bytes(needed)} before any activation, "
+            f"{format_bytes(available)} are free",
+            "choose a smaller model, or optim.kind = 'lion', which keeps one moment",
+        )
 
 
 def _load_start(config: ModelConfig, name: str) -> LanguageModel:

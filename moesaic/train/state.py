@@ -9,8 +9,9 @@ from torch import Tensor
 from moesaic.checkpoint.store import Snapshot
 from moesaic.config.run import RunConfig
 from moesaic.data.loader import Loader
-from moesaic.errors import CheckpointError
+from moesaic.errors import CheckpointError, TrainingError
 from moesaic.models.model import LanguageModel
+from moesaic.optim.table import KEPT
 
 
 @dataclass
@@ -31,6 +32,19 @@ class TrainState:
     tokens: int = 0
     seconds: float = 0.0
     held_out_loss: float | None = None
+
+    def check_finite(self) -> None:
+        """Refuse to go on with a model that has diverged.
+
+        Raises:
+            TrainingError: a parameter holds a value that is not finite.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise TrainingError(
+                    f"step {self.step}: parameter '{name}' is no longer finite; nothing is saved from here on",
+                    "lower optim.learning_rate; what was saved before is finite",
+                )
 
     def snapshot(self, config: RunConfig) -> Snapshot:
         """Collect the state; tensors are not copied, so save before the next step."""
@@ -65,7 +79,7 @@ class TrainState:
         """
         try:
             self._restore_weights(snapshot.tensors["model"])
-            self._restore_moments(snapshot.tensors["optimizer"])
+            self._restore_moments(snapshot.tensors["optimizer"], snapshot.state["config"]["optim"]["kind"])
             torch.set_rng_state(snapshot.tensors["random"]["torch"])
             self.loader.load_state_dict(snapshot.state["loader"])
             self.step = snapshot.state["step"]
@@ -84,13 +98,21 @@ class TrainState:
                 "resume with the recipe that the run began with",
             ) from None
 
-    def _restore_moments(self, moments: Mapping[str, Tensor]) -> None:
+    def _restore_moments(self, moments: Mapping[str, Tensor], kind: str) -> None:
         parameters = dict(self.model.named_parameters())
+        expected = {
+            f"{name}/{moment}": torch.Size() if moment == "step" else parameter.shape
+            for name, parameter in parameters.items()
+            for moment in KEPT[kind]
+        }
+        found = {key: value.shape for key, value in moments.items()}
+        if found != expected:
+            wrong = min(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+            shapes = [None if shapes.get(wrong) is None else tuple(shapes[wrong]) for shapes in (expected, found)]
+            raise CheckpointError(
+                f"the checkpoint's moments do not fit the model: '{wrong}' should be {shapes[0]}, is {shapes[1]}",
+                "resume from another one, with the recipe that the run began with",
+            )
         for key, value in moments.items():
             name, _, moment = key.rpartition("/")
-            if name not in parameters:
-                raise CheckpointError(
-                    f"the checkpoint has moments of '{name}', which the model lacks",
-                    "resume with the recipe that the run began with",
-                )
             self.optimizer.state[parameters[name]][moment] = value

@@ -1,6 +1,7 @@
 """The package's source files as syntax trees, for the checks of this room."""
 
 import ast
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,16 @@ def modules() -> dict[str, Module]:
 
 def imports_of(tree: ast.AST) -> set[str]:
     """List the package's modules that a tree imports, anywhere in it, apart from TYPE_CHECKING blocks."""
+    return {name for name in _imported(tree) if name.split(".")[0] == "moesaic"}
+
+
+def foreign_imports_of(tree: ast.AST) -> set[str]:
+    """List the packages of others, beyond the standard library, that a tree imports; as `imports_of`."""
+    roots = {name.split(".")[0] for name in _imported(tree)}
+    return roots - {"moesaic"} - sys.stdlib_module_names
+
+
+def _imported(tree: ast.AST) -> set[str]:
     skipped = {id(inner) for node in ast.walk(tree) if _is_for_types(node) for inner in ast.walk(node)}
     nodes = [node for node in ast.walk(tree) if id(node) not in skipped]
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -41,7 +52,7 @@ def imports_of(tree: ast.AST) -> set[str]:
             # `from package import module` imports the module too.
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= inner & modules().keys() or {node.module or ""}
-    return {name for name in found if name.split(".")[0] == "moesaic"}
+    return found
 
 
 def _is_for_types(node: ast.AST) -> bool:

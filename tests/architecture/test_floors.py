@@ -2,7 +2,7 @@
 
 import ast
 
-from tests.architecture.source import imports_of, modules
+from tests.architecture.source import foreign_imports_of, imports_of, modules
 
 # From the top; what stands on one floor are siblings.
 FLOORS = [
@@ -15,10 +15,28 @@ FLOORS = [
     {"nn"},
     {"ops", "memory", "comm", "tokenizer"},
     {"hw", "config", "telemetry"},
-    {"shapes", "units"},
+    {"shapes", "units", "flush"},
     {"errors"},
 ]
 HEIGHT = {room: len(FLOORS) - floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# What each room may import from others. A room that is not listed has the standard library alone.
+FOREIGN = {
+    "cli": {"rich", "typer"},
+    "train": {"rich", "torch"},
+    "infer": {"torch"},
+    "bench": {"torch", "transformers"},
+    "checkpoint": {"huggingface_hub", "safetensors", "torch"},
+    "data": {"datasets", "huggingface_hub", "numpy", "torch"},
+    "optim": {"torch"},
+    "models": {"torch"},
+    "nn": {"torch"},
+    "ops": {"torch"},
+    "tokenizer": {"jinja2", "tokenizers"},
+    "hw": {"psutil", "torch"},
+    "config": {"pydantic", "pydantic_core", "tomli_w"},
+    "telemetry": {"jinja2", "matplotlib", "rich"},
+    "testing": {"torch"},
+}
 # Helpers for tests and benchmarks: the side room sees the library, and nothing of the library sees it.
 SIDE_ROOM = "testing"
 
@@ -52,6 +70,15 @@ def test_imports_go_down_when_a_module_uses_another() -> None:
         if not _is_allowed(name, other)
     ]
     assert not upward
+
+
+def test_packages_of_others_are_those_of_the_room_when_imported() -> None:
+    strange = [
+        f"{name} imports {package}"
+        for name, module in modules().items()
+        for package in sorted(foreign_imports_of(module.tree) - FOREIGN.get(_room(name), set()))
+    ]
+    assert not strange, "a room's packages are listed in FOREIGN"
 
 
 def test_our_own_imports_stand_at_the_top_when_outside_the_command_line() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from moesaic.bench import train as room
 from moesaic.bench.peer import build_peer
@@ -38,7 +39,7 @@ def test_result_holds_machine_shapes_times_and_ratios_when_all_cases_are_measure
     assert list(result["startup"]) == [
         "import moesaic",
         "moesaic --help",
-        "a recipe that is not there",
+        "a misspelt key",
         "python -c pass",
     ]
     assert all(each["median_ms"] > 0 for each in result["startup"].values())
@@ -77,3 +78,19 @@ def test_peer_is_refused_with_the_package_to_install_when_transformers_is_missin
     with pytest.raises(ConfigError, match="the peer of this benchmark is transformers") as raised:
         build_peer(SMALL.config())
     assert raised.value.hint == "pip install transformers"
+
+
+def test_dense_floor_does_the_same_products_as_the_block_when_stepping(monkeypatch: pytest.MonkeyPatch) -> None:
+    flops: dict[str, int] = {}
+
+    def count(steps: dict[str, Any], repeats: int) -> dict[str, list[float]]:
+        for name, step in steps.items():
+            with FlopCounterMode(display=False) as counter:
+                step()
+            flops[name] = counter.get_total_flops()
+        return {name: [0.001] * 3 for name in steps}
+
+    monkeypatch.setattr(room, "measure", count)
+    room._bench_block(SMALL, torch.float32, 3)
+    router = 3 * 2 * SMALL.tokens * SMALL.width * SMALL.experts
+    assert flops["moesaic"] == flops["dense"] + router

@@ -1,7 +1,7 @@
 """A process that writes folders without end, killed at random moments. Run as a program by test_kill.py.
 
-For each round it prints what lay in the parent folder after the kill, and what the folder then held once the next
-writer had tidied up.
+For each round it prints how often the folder was gone while it was written and what it held after the kill, before
+anybody tidied up, what else lay beside it, and what was left of that once the next writer had tidied up.
 """
 
 import json
@@ -34,6 +34,19 @@ def read_number(folder: Path) -> int:
     return number
 
 
+def times_gone(folder: Path, seconds: float) -> int:
+    """Look at a name over and over; return how often nothing had it."""
+    end, gone = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        gone += not os.access(folder, os.F_OK)
+    return gone
+
+
+def names(parent: Path) -> list[str]:
+    """List what lies in a folder."""
+    return sorted(path.name for path in parent.iterdir())
+
+
 def main(parent: Path, rounds: int) -> None:
     """Write, kill, look, `rounds` times."""
     chance, number = random.Random(0), 0
@@ -44,13 +57,13 @@ def main(parent: Path, rounds: int) -> None:
             while True:
                 number += 1
                 write_number(parent / "model", number)
-        time.sleep(chance.uniform(0.001, 0.05))
+        gone = times_gone(parent / "model", chance.uniform(0.001, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found = sorted(path.name for path in parent.iterdir())
-        remove_leftovers(parent)
         number = read_number(parent / "model")
-        print(json.dumps({"found": found, "number": number, "kept": sorted(path.name for path in parent.iterdir())}))
+        found = names(parent)
+        remove_leftovers(parent)
+        print(json.dumps({"gone": gone, "number": number, "found": found, "kept": names(parent)}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Folders that appear whole or not at all: failures while writing, and what a killed writer left."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from moesaic.checkpoint import atomic
 from moesaic.checkpoint.atomic import atomic_folder, remove_folder, remove_leftovers, write_tensors
 from moesaic.errors import CheckpointError
 
@@ -36,6 +38,18 @@ def _fail_halfway(folder: Path, failure: BaseException) -> None:
         raise failure
 
 
+def _cannot_exchange(first: Path, second: Path) -> bool:
+    return False
+
+
+def test_folder_is_replaced_when_names_cannot_be_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "exchange_folders", _cannot_exchange)
+    for text in ("old", "new"):
+        _write(tmp_path / "model", text)
+        assert (tmp_path / "model" / "file").read_text() == text
+    assert _names(tmp_path) == ["model"]
+
+
 @pytest.mark.parametrize("failure", [ValueError("mistake"), KeyboardInterrupt()])
 def test_old_folder_stays_when_writing_raises(failure: BaseException, tmp_path: Path) -> None:
     _write(tmp_path / "model", "old")
@@ -53,6 +67,7 @@ def test_no_folder_appears_when_the_first_writing_raises(tmp_path: Path) -> None
 
 
 def test_old_folder_comes_back_when_the_last_renaming_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "exchange_folders", _cannot_exchange)
     _write(tmp_path / "model", "old")
     rename = Path.rename
 
@@ -115,3 +130,13 @@ def test_tensors_are_written_each_on_its_own_when_they_are_parts_of_one(tmp_path
     assert torch.equal(back["turned"], stacked[1].t())
     assert torch.equal(back["last"], stacked[2])
     assert (tmp_path / "file").stat().st_size < 400
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_tensors_may_be_read_by_whom_the_umask_lets_when_written(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask

@@ -65,6 +65,14 @@ def test_model_folder_is_copied_bit_for_bit_when_converted(tmp_path: Path) -> No
         assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 
+def test_settings_of_generation_are_carried_along_when_the_source_has_them(tmp_path: Path) -> None:
+    export_model(tiny_model(eos_token_id=3), tmp_path / "old")
+    told = '{"eos_token_id": [4, 3], "top_p": 0.8}'
+    (tmp_path / "old" / "generation_config.json").write_text(told)
+    convert_to_hf(str(tmp_path / "old"), tmp_path / "new", None)
+    assert (tmp_path / "new" / "generation_config.json").read_text() == told
+
+
 def test_answer_is_no_when_only_we_can_read_the_folder(tmp_path: Path) -> None:
     export_model(tiny_model(router="sigmoid"), tmp_path / "old")
     assert not convert_to_hf(str(tmp_path / "old"), tmp_path / "new", None)
@@ -88,11 +96,11 @@ def _drop_weight(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda path: (path / "model.safetensors").unlink(), "lacks its recipe or its weights"),
-        (lambda path: _edit_state(path, None), "lacks its recipe or its weights"),
-        (lambda path: _edit_state(path, {"model": 5}), "lacks its recipe or its weights"),
-        (lambda path: (path / "model.safetensors").write_bytes(b"half"), "is damaged"),
-        (_drop_weight, "does not fit its own recipe: Missing key"),
+        (lambda path: (path / "model.safetensors").unlink(), "does not fit its state.json: "),
+        (lambda path: _edit_state(path, None), "lacks its recipe"),
+        (lambda path: _edit_state(path, {"model": 5}), "lacks its recipe"),
+        (lambda path: (path / "model.safetensors").write_bytes(b"half"), "cannot read '.*model.safetensors'"),
+        (_drop_weight, "does not fit its state.json: 'decoder.norm.weight' is missing"),
     ],
     ids=["no_weights", "no_recipe", "odd_recipe", "cut", "weight_missing"],
 )

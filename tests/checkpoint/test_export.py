@@ -91,11 +91,11 @@ def test_end_tokens_are_written_for_generation_when_set(tmp_path: Path) -> None:
 
 def test_tokenizer_files_are_carried_along_when_their_folder_is_given(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "notes.txt"):
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+    for name in (*names, "notes.txt"):
         (tmp_path / "tokenizer" / name).write_text(name)
     export_model(tiny_model(), tmp_path / "model", tokenizer=tmp_path / "tokenizer")
-    assert (tmp_path / "model" / "tokenizer.json").read_text() == "tokenizer.json"
-    assert (tmp_path / "model" / "tokenizer_config.json").exists()
+    assert all((tmp_path / "model" / name).read_text() == name for name in names)
     assert not (tmp_path / "model" / "notes.txt").exists()
 
 

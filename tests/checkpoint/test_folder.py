@@ -1,14 +1,18 @@
-"""Finding a model: a folder, a run folder or a hub id, and what is told where there is none."""
+"""Finding a model: a folder, a run folder or a checkpoint of a run, and what is told where there is none.
 
+Hub ids are in test_hub.py.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
-from moesaic.checkpoint.folder import find_model, read_json
-from moesaic.errors import CheckpointError
+from moesaic.checkpoint.folder import config_file, find_model, find_tokenizer, load_config, read_json
+from moesaic.errors import CheckpointError, ConfigError
+from moesaic.testing.tiny import tiny_config
 
 
 def _model_folder(path: Path) -> Path:
@@ -28,11 +32,64 @@ def test_finished_model_is_found_when_a_run_folder_is_named(tmp_path: Path) -> N
     assert find_model(tmp_path) == finished
 
 
-def test_run_folder_is_refused_when_it_holds_no_finished_model(tmp_path: Path) -> None:
+def test_folder_is_found_as_it_is_when_a_run_lies_within_it(tmp_path: Path) -> None:
+    folder = _model_folder(tmp_path / "some")
+    _model_folder(folder / "model")
+    assert find_model(folder) == folder
+
+
+@pytest.mark.parametrize(
+    ("steps", "hint"),
+    [
+        ([], "let `moesaic train` finish"),
+        ([9, 100], "let `moesaic train` finish, or give its last checkpoint: {run}/checkpoints/step-00000100"),
+    ],
+)
+def test_run_folder_is_refused_when_it_holds_no_finished_model(steps: list[int], hint: str, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("")
+    for step in steps:
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"run folder '.*' holds no finished model") as caught:
         find_model(tmp_path)
-    assert caught.value.hint == "let `moesaic train` finish, or give a checkpoint"
+    assert caught.value.hint == hint.format(run=tmp_path)
+
+
+def _checkpoint(tmp_path: Path, state: dict[str, Any]) -> Path:
+    folder = tmp_path / "run" / "checkpoints" / "step-00000007"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+def test_checkpoint_tells_its_model_and_tokenizer_when_it_is_of_a_run(tmp_path: Path) -> None:
+    config = tiny_config(router="sigmoid")
+    folder = _checkpoint(tmp_path, {"config": {"model": config.model_dump(mode="json")}})
+    assert find_model(folder) == folder
+    assert config_file(folder) == folder / "state.json"
+    assert load_config(folder) == config
+    assert find_tokenizer(folder) == tmp_path / "run" / "tokenizer"
+
+
+def test_config_wins_when_a_state_lies_beside_it(tmp_path: Path) -> None:
+    folder = _model_folder(tmp_path / "model")
+    (folder / "state.json").write_text("{}")
+    assert config_file(folder) == folder / "config.json"
+    assert find_tokenizer(folder) == folder
+
+
+@pytest.mark.parametrize("state", [{}, {"config": None}, {"config": {"model": 5}}, {"config": []}])
+def test_checkpoint_is_refused_when_it_lacks_its_recipe(state: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"checkpoint '.*step-00000007' lacks its recipe") as caught:
+        load_config(_checkpoint(tmp_path, state))
+    assert caught.value.hint == "give another checkpoint"
+
+
+def test_checkpoint_is_refused_when_its_recipe_lacks_a_key(tmp_path: Path) -> None:
+    model = tiny_config().model_dump(mode="json")
+    del model["hidden_size"]
+    with pytest.raises(ConfigError, match=r"state\.json: 'hidden_size' is missing") as caught:
+        load_config(_checkpoint(tmp_path, {"config": {"model": model}}))
+    assert caught.value.hint == "give another checkpoint"
 
 
 @pytest.mark.parametrize("name", ["./absent/model", "/absent/model", "~/model", "absent", "a/b/c"])
@@ -49,49 +106,6 @@ def test_file_is_refused_when_a_folder_is_wanted(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no model folder at 'a/file'"):
         find_model("a/file")
-
-
-def test_hub_id_is_fetched_without_pickles_when_no_such_folder_is_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def download(repo_id: str, **options: Any) -> str:
-        calls.append((repo_id, options))
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert find_model("owner/name") == tmp_path
-    assert calls == [("owner/name", {"allow_patterns": ["*.json", "*.safetensors", "*.jinja"]})]
-
-
-@pytest.mark.parametrize(
-    ("failure", "reason"),
-    [
-        (LocalEntryNotFoundError("cannot reach the hub\nmore"), "cannot reach the hub"),
-        (OSError("disk"), "disk"),
-        (OSError(), "OSError"),
-    ],
-)
-def test_hub_id_is_refused_in_one_line_when_the_hub_fails(
-    failure: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def download(repo_id: str, **options: Any) -> str:
-        raise failure
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(CheckpointError) as caught:
-        find_model("owner/name")
-    assert caught.value.text == f"no folder 'owner/name' here, and the hub does not give it: {reason}"
-    assert caught.value.hint == "check the name and the connection"
-
-
-@pytest.mark.parametrize("name", ["owner/name", "owner/no such name!"])
-def test_hub_id_is_refused_when_the_real_client_is_offline(name: str, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=f"no folder '{name}' here, and the hub does not give it: "):
-        find_model(name)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +126,11 @@ def test_json_is_refused_when_it_is(content: bytes | None, text: str, tmp_path: 
     assert text in caught.value.text
     assert "config.json" in caught.value.text
     assert caught.value.hint
+
+
+def test_model_is_found_in_the_home_folder_when_its_name_begins_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    assert find_model("~/mine") == tmp_path / "mine"

@@ -7,6 +7,7 @@ import torch
 
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.inspect import inspect_checkpoint
+from moesaic.checkpoint.store import CheckpointStore, Snapshot
 from moesaic.errors import CheckpointError, UnsupportedError
 from moesaic.testing.tiny import tiny_model
 from tests.checkpoint.stored import edit_json, read_folder, write_folder
@@ -39,6 +40,16 @@ def test_counts_and_bytes_are_those_of_the_shapes_when_a_mixture_is_inspected(
         "expert_bytes": size * LAYERS * EXPERTS * EXPERT,
         "expert_page_bytes": size * EXPERT,
     }
+
+
+def test_checkpoint_of_a_run_is_inspected_as_its_export_would_be_when_named(tmp_path: Path) -> None:
+    model = tiny_model()
+    export_model(model, tmp_path / "model")
+    state = {"step": 3, "config": {"model": model.config.model_dump(mode="json")}}
+    tensors = {"model": model.state_dict(), "optimizer": {"moment": torch.ones(1)}}
+    path = CheckpointStore(tmp_path / "checkpoints", 2, True).save(Snapshot(state, tensors))
+    exported = inspect_checkpoint(tmp_path / "model")
+    assert inspect_checkpoint(path) == {**exported, "folder": str(path), "family": "moesaic"}
 
 
 def test_page_is_of_no_bytes_when_the_model_is_dense(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.load import load_model
+from moesaic.checkpoint.store import CheckpointStore, Snapshot
 from moesaic.errors import CheckpointError, ConfigError, UnsupportedError
 from moesaic.testing.tiny import tiny_model
 from tests.checkpoint.stored import edit_json, read_folder, write_folder
@@ -34,7 +36,7 @@ def _rewrite(folder: Path, changes: dict[str, Tensor | None]) -> None:
 def _refusal(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         load_model(folder)
-    assert caught.value.hint == "config.json and weights belong to different models, or a file is missing"
+    assert caught.value.hint == "config.json and weights belong to different models, or a file is missing or was edited"
     return caught.value.text.removeprefix(f"'{folder}' does not fit its config.json: ")
 
 
@@ -44,6 +46,18 @@ def test_model_is_ready_for_inference_when_loaded(folder: Path) -> None:
     assert not any(parameter.requires_grad or parameter.is_meta for parameter in model.parameters())
     ids_BS = torch.randint(61, (1, 5))
     assert torch.equal(model(ids_BS), tiny_model()(ids_BS))
+
+
+@pytest.mark.parametrize("changes", [{}, {"model_type": "mixtral"}, {"tie_word_embeddings": True}])
+def test_model_is_read_from_a_checkpoint_when_its_run_is_not_finished(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model(**changes)
+    state = {"step": 3, "config": {"model": model.config.model_dump(mode="json")}}
+    tensors = {"model": model.state_dict(), "optimizer": {"moment": torch.ones(1)}}
+    path = CheckpointStore(tmp_path / "checkpoints", 2, True).save(Snapshot(state, tensors))
+    loaded = load_model(path)
+    assert loaded.config == model.config
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert not loaded.training
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
@@ -86,6 +100,43 @@ def test_first_of_many_problems_is_told_with_their_number_when_a_layer_lacks(fol
     text = _refusal(folder)
     assert text.endswith("is missing (and 8 more)")
     assert "model.layers.2." in text
+
+
+def test_config_is_refused_when_layers_are_stored_beyond_its_own(folder: Path) -> None:
+    edit_json(folder / "config.json", num_hidden_layers=1)
+    # Four projections, two norms, the router and three matrices of each of five experts.
+    text = _refusal(folder)
+    assert text.startswith("'model.layers.1.")
+    assert text.endswith("is stored but no part of the model (and 21 more)")
+
+
+def test_config_is_refused_when_biases_are_stored_that_it_leaves_out(tmp_path: Path) -> None:
+    export_model(tiny_model(qk_norm="head", attention_bias=True, attention_output_bias=True), tmp_path)
+    edit_json(tmp_path / "config.json", attention_bias=False)
+    assert _refusal(tmp_path).endswith("_proj.bias' is stored but no part of the model (and 7 more)")
+
+
+def test_tables_that_are_computed_anyway_are_passed_over_when_stored(folder: Path) -> None:
+    names = ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
+    _rewrite(folder, {name: torch.ones(2) for name in names})
+    assert torch.equal(load_model(folder).decoder.norm.weight, tiny_model().decoder.norm.weight)
+
+
+@pytest.mark.parametrize(
+    "stored", [["model.embed_tokens.weight"], ["lm_head.weight"], ["model.embed_tokens.weight", "lm_head.weight"]]
+)
+def test_table_is_found_under_either_name_when_the_head_is_tied(stored: list[str], tmp_path: Path) -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    export_model(model, tmp_path)
+    table = model.decoder.embedding.weight
+    _rewrite(tmp_path, {"model.embed_tokens.weight": None} | dict.fromkeys(stored, table))
+    assert torch.equal(load_model(tmp_path).decoder.embedding.weight, table)
+
+
+def test_table_is_missing_when_a_tied_model_stores_it_under_no_name(tmp_path: Path) -> None:
+    export_model(tiny_model(tie_word_embeddings=True), tmp_path)
+    _rewrite(tmp_path, {"model.embed_tokens.weight": None})
+    assert _refusal(tmp_path) == "'model.embed_tokens.weight' is missing"
 
 
 def test_family_is_refused_when_unsupported(folder: Path) -> None:

@@ -124,3 +124,10 @@ def test_load_is_refused_when_there_is_no_state(tmp_path: Path) -> None:
 def test_state_is_plain_json_when_read_by_others(tmp_path: Path) -> None:
     path = _store(tmp_path).save(_snapshot(7, 1.5))
     assert json.loads((path / "state.json").read_text()) == {"step": 7, "held_out_loss": 1.5}
+
+
+def test_best_is_among_the_measured_ones_when_a_loss_is_not_finite(tmp_path: Path) -> None:
+    store = _store(tmp_path, keep_last=1)
+    for step, loss in enumerate([float("nan"), 4.0, 3.0, 5.0], start=1):
+        store.save(_snapshot(step, loss))
+    assert list(store.steps()) == [3, 4]

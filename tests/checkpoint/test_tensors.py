@@ -37,6 +37,13 @@ def test_tensors_are_read_from_their_shards_when_there_is_an_index(tmp_path: Pat
         assert reader.read("a").tolist() == [1.0, 1.0]
 
 
+def test_whole_model_is_read_when_an_index_is_left_beside_it(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    save_file({"b": torch.ones(3)}, tmp_path / "old.safetensors")
+    _write_shards(tmp_path, {"b": "old.safetensors", "c": "gone.safetensors"})
+    assert sorted(TensorFolder(tmp_path).stored) == ["a"]
+
+
 def test_all_files_are_read_when_there_is_no_index(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
     save_file({"b": torch.ones(3)}, tmp_path / "two.safetensors")

@@ -47,7 +47,7 @@ def test_demo_exits_130_when_it_is_interrupted(cli: Run, tmp_path: Path, monkeyp
     assert cli("demo", "--out", tmp_path).code == 130
 
 
-@pytest.mark.parametrize("steps", [1, 2, 240])
+@pytest.mark.parametrize("steps", [1, 2, 1000])
 def test_recipe_of_the_demo_is_valid_when_it_has(steps: int, tmp_path: Path) -> None:
     config = demo_recipe(tmp_path, steps)
     assert (config.train.steps, config.data.source) == (steps, "python-stdlib")

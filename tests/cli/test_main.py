@@ -1,6 +1,10 @@
 """Exit codes, two-line errors, and the frozen list of commands and flags."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,3 +146,29 @@ def test_module_runs_as_the_command_when_started_by_python() -> None:
 def test_long_error_stays_on_one_line_when_printed(cli: Run) -> None:
     name = "/no/" + "long/" * 100
     check_two_lines(cli("inspect", name), name.rstrip("/"))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MemoryError("Unable to allocate 9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 9 GiB"),
+    ],
+)
+def test_failed_allocation_is_no_fault_of_ours_when_memory_is_short(
+    failure: BaseException, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _raise(monkeypatch, failure)
+    check_two_lines(cli("inspect", "x"), f"out of memory: {failure}")
+
+
+def test_text_is_printed_with_escapes_when_the_terminal_cannot_show_it(finished: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "moesaic", "generate", str(finished), "caf\u00e9", "--max-tokens", "1"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"caf\\xe9" in done.stdout

@@ -42,14 +42,15 @@ def test_train_goes_on_or_refuses_when_resume_is_auto_or_never(
     assert [row["step"] for row in read_course(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("place", [".", "model", "checkpoints/step-00000008"])
 def test_train_takes_architecture_and_tokenizer_of_a_model_when_it_starts_from_one(
-    cli: Run, recipe_file: RecipeFile, finished: Path, tmp_path: Path
+    place: str, cli: Run, recipe_file: RecipeFile, finished: Path, tmp_path: Path
 ) -> None:
     path = recipe_file()
     text = path.read_text()
     start, end = text.index("[model]"), text.index("[data]")
     path.write_text(text[:start] + text[end:])
-    assert cli("train", path, "--set", f"train.init_from={finished}", "--set", "train.steps=2").code == 0
+    assert cli("train", path, "--set", f"train.init_from={finished / place}", "--set", "train.steps=2").code == 0
     assert read_course(tmp_path / "run")[0]["loss"] < read_course(finished)[0]["loss"] - 0.3
     files = [folder / "model" / "tokenizer.json" for folder in (finished, tmp_path / "run")]
     assert files[0].read_bytes() == files[1].read_bytes()

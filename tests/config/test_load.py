@@ -208,3 +208,32 @@ def test_field_stays_none_when_saved_and_loaded(key: str, tmp_path: Path) -> Non
     config = check_section(RunConfig, recipe_tree(**{section: {field: None}}), "tree")
     save_recipe(config, tmp_path / "config.toml")
     assert getattr(getattr(load_recipe(tmp_path / "config.toml"), section), field) is None
+
+
+def test_recipe_is_read_when_an_editor_began_it_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_recipe(path).train.steps == 100
+
+
+def test_recipe_before_stays_whole_when_the_next_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, path = load_recipe(write_recipe(tmp_path)), tmp_path / "config.toml"
+    save_recipe(config, path)
+    before = path.read_bytes()
+
+    def write_half(self: Path, text: str, **_: Any) -> int:
+        self.write_bytes(text.encode()[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        save_recipe(config, path)
+    assert path.read_bytes() == before
+
+
+def test_key_is_refused_with_its_section_when_written_without(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'batch_size'") as raised:
+        load_recipe(write_recipe(tmp_path), ["batch_size=4"])
+    assert raised.value.hint == "did you mean 'train.batch_size'?"

@@ -35,6 +35,8 @@ from moesaic.testing.tiny import tiny_config
             {"router": "expert_choice", "n_group": 5, "topk_group": 2},
             "group-limited choice (n_group 5) needs router softmax or sigmoid",
         ),
+        ({"eos_token_id": -1}, "eos_token_id -1 is below 0"),
+        ({"eos_token_id": [3, -2]}, "eos_token_id -2 is below 0"),
         ({"shared_expert_gate": True}, "shared_expert_gate needs shared_expert_intermediate_size above 0"),
     ],
 )

@@ -41,6 +41,28 @@ def test_source_is_a_mixture_of_one_when_it_stands_alone() -> None:
     assert (part.source, part.weight, part.field) == ("text.txt", 1.0, "body")
 
 
+def test_part_has_the_field_of_the_section_when_it_names_none() -> None:
+    mixture = [{"source": "a.jsonl"}, {"source": "b.jsonl", "field": "own"}]
+    parts = _config(data={"source": None, "mixture": mixture, "field": "body"}).data.parts
+    assert [(part.source, part.field) for part in parts] == [("a.jsonl", "body"), ("b.jsonl", "own")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"data": {"source": None, "mixture": [{"source": ""}]}}, "data.mixture.0.source"),
+        ({"data": {"source": None, "mixture": [{"source": "a", "field": ""}]}}, "data.mixture.0.field"),
+        ({"data": {"field": ""}}, "data.field"),
+        ({"data": {"cache": ""}}, "data.cache"),
+        ({"tokenizer": {"path": ""}}, "tokenizer.path"),
+    ],
+)
+def test_text_is_refused_when_it_is_empty(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{key}' is ''") as caught:
+        _config(**changes)
+    assert caught.value.hint == "string should have at least 1 character"
+
+
 def test_course_is_derived_when_not_given() -> None:
     config = _config(train={"steps": 200})
     assert (config.warmup_steps, config.train.micro_batch, config.train.evaluation_interval) == (10, 8, 20)
@@ -60,8 +82,26 @@ def test_changes_are_named_with_both_values_when_recipes_differ() -> None:
     mine = _config(train={"steps": 7}, model={"rope_scaling": {"rope_type": "linear", "factor": 2.0}})
     changes = mine.changes_from(_config())
     assert changes["train.steps"] == (7, 100)
-    assert changes["model.rope_scaling.factor"] == (2.0, None)
+    assert changes["model.rope_scaling"][0]["factor"] == 2.0
+    assert changes["model.rope_scaling"][1] is None
     assert "train.batch_size" not in changes
+    assert changes.keys() == _config().changes_from(mine).keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": {"steps": True}},
+        {"train": {"steps": "5"}},
+        {"train": {"threads": 100_000}},
+        {"train": {"seed": 2**63}},
+        {"optim": {"learning_rate": "fast"}},
+        {"model": {"tie_word_embeddings": 1}},
+    ],
+)
+def test_value_is_refused_when_it_only_resembles_what_is_accepted(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"' is "):
+        _config(**changes)
 
 
 def test_settings_cannot_be_changed_when_loaded() -> None:

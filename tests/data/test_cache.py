@@ -28,6 +28,30 @@ def test_cache_folder_is_filled_once_when_asked_for_twice(tmp_path: Path) -> Non
     assert os.listdir(tmp_path / "a") == ["key"]
 
 
+def test_cache_folder_is_on_the_disk_when_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named_when_flushed: dict[int, bool] = {}
+
+    def note(descriptor: int) -> None:
+        named_when_flushed[os.fstat(descriptor).st_ino] = (tmp_path / "key").exists()
+
+    monkeypatch.setattr(os, "fsync", note)
+    open_or_fill(tmp_path / "key", read, writer_of("one"))
+    for path in (tmp_path / "key" / "content", tmp_path / "key"):
+        assert named_when_flushed[path.stat().st_ino] is False
+
+
+def test_cache_raises_and_names_nothing_when_the_disk_does_not_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(DataError, match=r"cannot write tokenised text under .*: Input/output error"):
+        open_or_fill(tmp_path / "key", read, writer_of("one"))
+    assert os.listdir(tmp_path) == []
+
+
 def test_cache_folder_is_filled_again_when_it_is_damaged(tmp_path: Path) -> None:
     open_or_fill(tmp_path / "key", read, writer_of("one"))
     (tmp_path / "key" / "content").rename(tmp_path / "key" / "elsewhere")

@@ -61,6 +61,14 @@ def test_folder_passes_over_empty_files_when_others_have_text(tmp_path: Path) ->
     assert names(FolderSource("x", tmp_path, ["*.py"])) == ["b.py"]
 
 
+def test_folder_passes_over_what_is_no_regular_file_when_its_name_matches(tmp_path: Path) -> None:
+    write(tmp_path, {"a.py": "text"})
+    (tmp_path / "broken.py").symlink_to("absent.py")
+    (tmp_path / "link.py").symlink_to("a.py")
+    os.mkfifo(tmp_path / "pipe.py")
+    assert names(FolderSource("x", tmp_path, ["*.py"])) == ["a.py", "link.py"]
+
+
 def test_folder_raises_with_the_patterns_when_no_file_matches(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no file that matches \*\.py, \*\.md") as caught:
         FolderSource("x", tmp_path, ["*.py", "*.md"])
@@ -89,6 +97,16 @@ def test_fingerprint_stays_when_the_folder_moves(tmp_path: Path) -> None:
 def test_fingerprint_changes_when_a_file_does(tmp_path: Path, change: dict[str, str]) -> None:
     before = FolderSource("x", write(tmp_path, {"a.py": "text"}), ["*.py"]).fingerprint()
     assert FolderSource("x", write(tmp_path, change), ["*.py"]).fingerprint() != before
+
+
+def test_fingerprint_is_the_one_that_stored_tokens_are_known_by_when_files_are_text(tmp_path: Path) -> None:
+    source = FolderSource("x", write(tmp_path, {"a.py": "text", "b/c.py": "more"}), ["*.py"])
+    assert source.fingerprint() == {
+        "kind": "folder",
+        "files": 2,
+        "bytes": 8,
+        "sha256": "41f4e2d318ec458008c670472de2a29db384a0a1627783bf4a1c65695d1172ff",
+    }
 
 
 def test_fingerprint_changes_when_a_file_gets_another_name(tmp_path: Path) -> None:

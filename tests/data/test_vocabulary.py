@@ -1,10 +1,12 @@
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 
 from moesaic.config.data import DataConfig, TokenizerConfig
 from moesaic.data import vocabulary
+from moesaic.data.rows import JsonlSource, TextField
 from moesaic.data.text import FolderSource, TextFileSource
 from moesaic.data.vocabulary import fit_tokenizer, sample_texts
 from moesaic.errors import ConfigError, DataError
@@ -68,3 +70,30 @@ def test_sample_is_spread_over_the_source_when_it_is_large(tmp_path: Path, monke
     assert len(numbers) == 100
     assert numbers[-1] > 900
     assert max(b - a for a, b in itertools.pairwise(numbers)) <= 11
+
+
+def write_rows(path: Path, num_rows: int, text: str, other: str) -> JsonlSource:
+    path.write_text("".join(json.dumps({"text": f"{n:04d}{text}", "other": other}) + "\n" for n in range(num_rows)))
+    return JsonlSource("x", path, TextField("text"))
+
+
+def test_sample_is_all_of_the_text_when_rows_hold_much_else(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", 200, "six", other="o" * 300)
+    num_bytes = 7 * 200
+    assert source.num_bytes is not None
+    assert source.num_bytes > 40 * num_bytes
+    assert len(list(sample_texts(source, num_bytes + 100))) == 200
+
+
+def test_sample_is_spread_over_the_rows_when_their_text_exceeds_it(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", 200, "six", other="o" * 10)
+    numbers = [int(text[:4]) for text in sample_texts(source, 7 * 20)]
+    assert len(numbers) == 20
+    assert numbers[-1] > 180
+    assert max(b - a for a, b in itertools.pairwise(numbers)) <= 11
+
+
+def test_sample_is_the_beginning_when_the_size_of_the_source_is_unknown(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", 200, "six", other="")
+    source.num_bytes = None
+    assert [int(text[:4]) for text in sample_texts(source, 7 * 20)] == list(range(20))

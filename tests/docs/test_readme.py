@@ -1,4 +1,4 @@
-"""The commands and snippets of the README, run in order in one folder, as a new user would."""
+"""The commands and snippets of the README and then of the guides, run in one folder, as a new user would."""
 
 import os
 import re
@@ -10,21 +10,22 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+GUIDES = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
 RUN = re.compile(r"<!-- run -->\n```(sh|python)\n(.*?)```", re.DOTALL)
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)\)")
 
 
 @pytest.mark.slow
-def test_readme_walkthrough_runs_when_followed_in_order(tmp_path: Path) -> None:
+def test_walkthrough_runs_when_followed_in_order(tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MOESAIC_CACHE": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    blocks = RUN.findall(README)
-    assert len(blocks) >= 4
+    blocks = [block for page in (README, *GUIDES) for block in RUN.findall(page)]
+    assert len(blocks) >= 6
     for language, text in blocks:
         command = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-c", text]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

@@ -39,6 +39,6 @@ def test_reason_is_logged_when_the_c_library_has_no_mallopt(
         raise failure
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="moesaic.hw.allocator"):
         assert not keep_freed_memory()
     assert "has no mallopt" in caplog.text

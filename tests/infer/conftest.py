@@ -1,4 +1,4 @@
-"""Models to generate with: one of token ids alone, and one that has a tokenizer."""
+"""Models to generate with: one of token ids alone, and two that have a tokenizer."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from moesaic.checkpoint.export import export_model
 from moesaic.infer.engine import LLM
 from moesaic.testing.tiny import tiny_model
 from moesaic.tokenizer.bpe import train_bpe
+from tests.tokenizer.sentencepiece import save_sentencepiece_like
 
 TEXT = "the cat sat on the mat and the dog saw a bird in the tree near the water\n" * 40
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
@@ -33,6 +34,15 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "model"
 
 
+@pytest.fixture(scope="session")
+def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose tokenizer adds a start token and strips the first blank of a text, as Llama 2's does."""
+    root = tmp_path_factory.mktemp("sentencepiece")
+    save_sentencepiece_like(root)
+    export_model(tiny_model(vocab_size=340), root / "model", tokenizer=root)
+    return root / "model"
+
+
 @pytest.fixture
 def ids_llm(ids_folder: Path) -> LLM:
     """A model that knows no text."""
@@ -43,3 +53,9 @@ def ids_llm(ids_folder: Path) -> LLM:
 def text_llm(text_folder: Path) -> LLM:
     """A model of text."""
     return LLM(text_folder)
+
+
+@pytest.fixture
+def sentencepiece_llm(sentencepiece_folder: Path) -> LLM:
+    """A model of text whose first blank matters."""
+    return LLM(sentencepiece_folder)

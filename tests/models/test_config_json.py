@@ -19,6 +19,7 @@ SIZE = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "num_key_value_heads": 4,
     "intermediate_size": 8,
     "num_experts": 4,
     "num_local_experts": 4,
@@ -70,6 +71,8 @@ def test_model_is_written_in_our_own_terms_when_no_family_says_it_all() -> None:
         {"shared_expert_intermediate_size": 8},
         {"qk_norm": "width", "mlp_only_layers": [0]},
         {"norm_topk_prob": False},
+        # OLMoE's norms are as wide as the model, whatever the heads measure.
+        {"qk_norm": "width", "head_dim": 6},
     ],
 )
 def test_no_family_is_chosen_when_a_field_is_beyond_them(changes: dict[str, Any]) -> None:
@@ -132,6 +135,18 @@ def test_yarn_starts_from_the_longest_position_when_no_original_length_is_given(
         ({"rope_scaling": {"type": "yarn", "mscale": 2}}, "config.json: mscale is 2", "this version computes plain"),
         ({"partial_rotary_factor": 0.5}, "config.json: partial_rotary_factor is 0.5", "this version computes plain"),
         ({"rope_scaling": {"type": "yarn", "truncate": False}}, "config.json: truncate is False", "this version"),
+        ({"rope_scaling": {"type": "yarn", "mscale": 1.0}}, "config.json: mscale is 1.0", "this version"),
+        (
+            {"rope_scaling": {"type": "yarn", "mscale_all_dim": 1.0}},
+            "config.json: mscale_all_dim is 1.0",
+            "this version",
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "config.json: the weights are quantised (fp8), which this version does not read",
+            "give the checkpoint in bfloat16, float16 or float32",
+        ),
+        ({"quantization_config": "int4"}, "the weights are quantised (int4)", "give the checkpoint in bfloat16"),
     ],
 )
 def test_config_is_refused_when_it_asks_for_what_is_not_computed(changes: dict[str, Any], text: str, hint: str) -> None:
@@ -143,6 +158,7 @@ def test_config_is_refused_when_it_asks_for_what_is_not_computed(changes: dict[s
 
 def test_config_is_accepted_when_it_repeats_what_changes_nothing() -> None:
     plain = _read("llama")
+    assert _read("llama", pad_token_id=-1, quantization_config=None) == plain
     assert _read("llama", partial_rotary_factor=1.0, hidden_act=None, mlp_bias=False) == plain
     assert _read("llama", rope_scaling={"rope_type": "default"}, attention_dropout=0.1) == plain
 
@@ -153,6 +169,10 @@ def test_config_is_accepted_when_it_repeats_what_changes_nothing() -> None:
         ("llama", {"hidden_size": None}, "config.json: 'hidden_size' is missing"),
         ("llama", {"hidden_size": "wide"}, "config.json: 'hidden_size' is 'wide'"),
         ("llama", {"rope_scaling": "yarn"}, "config.json: rope_scaling is 'yarn'"),
+        ("llama", {"rope_scaling": {"factor": 2.0}}, "config.json: rope_scaling has a factor but no rope_type"),
+        ("llama", {"eos_token_id": -1}, "config.json: eos_token_id -1 is below 0"),
+        ("llama", {"eos_token_id": [2, -1]}, "config.json: eos_token_id -1 is below 0"),
+        ("qwen3_moe", {"num_experts_per_tok": None}, "config.json: 'num_experts_per_tok' is missing"),
         ("mixtral", {"num_local_experts": None}, "config.json: 'num_local_experts' is missing"),
         ("qwen3_moe", {"num_experts": None, "num_local_experts": None}, "config.json: 'num_experts' is missing"),
         ("qwen3_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok 9 is not within 1..4"),
@@ -163,6 +183,8 @@ def test_config_is_refused_when_a_value_is(family: str, changes: dict[str, Any],
     with pytest.raises(ConfigError) as caught:
         _read(family, **changes)
     assert text in caught.value.text
+    if text.endswith("is missing"):
+        assert caught.value.hint == "the file is not complete; fetch it again"
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3"])

@@ -17,6 +17,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "norms and biases": {"qk_norm": "head", "attention_bias": True, "attention_output_bias": True},
     "norm over width": {"qk_norm": "width", "clip_qkv": 0.5},
     "every second layer": {"decoder_sparse_step": 2},
+    "capacity in training": {"capacity_factor": 0.5},
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
 }
 each_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())

@@ -1,9 +1,12 @@
 """Attention and its masks against loops over single queries."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moesaic.ops.attention import attention, build_mask
 from moesaic.ops.reference import attention as oracle
@@ -33,7 +36,7 @@ def test_attention_equals_the_oracle_when_nothing_is_cached(
 
 
 @pytest.mark.parametrize("window", [None, 2, 7])
-@pytest.mark.parametrize("positions", [[[6], [6]], [[6], [3]], [[4, 5, 6], [0, 1, 2]]])
+@pytest.mark.parametrize("positions", [[[6], [6]], [[6], [3]], [[4, 5, 6], [0, 1, 2]], [[*range(7)]] * 2])
 def test_attention_sees_each_rows_own_past_when_keys_are_cached(positions: list[list[int]], window: int | None) -> None:
     positions_BS = torch.tensor(positions)
     query_BSHC = torch.randn(2, positions_BS.shape[1], 4, 6)
@@ -53,6 +56,30 @@ def test_mask_is_left_to_the_kernel_when_plain_causal_attention_is_enough() -> N
         mask = build_mask(positions_BS, 4, window)
         assert mask.allowed is None
         assert mask.causal
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_mask_is_left_to_the_kernel_when_an_empty_cache_is_filled(length: int) -> None:
+    mask = build_mask(torch.arange(length).expand(2, length), length, window=length, cached=True)
+    assert mask.allowed is None
+    assert mask.causal
+
+
+def test_mask_is_made_of_bools_alone_when_it_is_large() -> None:
+    class Pairs(TorchDispatchMode):
+        """Collects the dtypes of everything that has an entry for each pair of query and key."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if out.numel() >= 50 * 50:
+                dtypes.add(out.dtype)
+            return out
+
+    dtypes: set[torch.dtype] = set()
+    with Pairs():
+        build_mask(torch.arange(50, 100).unsqueeze(0), 100, window=30, cached=True)
+        build_mask(torch.arange(50).unsqueeze(0), 50, 30, torch.zeros(1, 50, dtype=torch.int64))
+    assert dtypes == {torch.bool}
 
 
 def test_mask_is_empty_when_one_query_sees_the_whole_cache() -> None:

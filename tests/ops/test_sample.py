@@ -4,7 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
 
+from moesaic.ops.reference import sample as oracle
 from moesaic.ops.sample import draw, filter_logits, greedy
 
 LOGITS = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
@@ -43,6 +47,43 @@ def test_filter_measures_top_p_among_what_top_k_left_when_both_are_set() -> None
     # Of 0.5 and 0.25 alone the first holds two thirds.
     assert _kept(top_k=2, top_p=0.66) == [0]
     assert _kept(top_k=2, top_p=0.67) == [0, 1]
+
+
+@st.composite
+def _draw_filters(draw: st.DrawFn) -> tuple[float, int | None, float | None, float | None]:
+    return (
+        draw(st.sampled_from([0.25, 1.0, 3.0])),
+        draw(st.none() | st.integers(1, 14)),
+        draw(st.none() | st.floats(0.05, 0.95)),
+        draw(st.none() | st.floats(0.01, 0.9)),
+    )
+
+
+def _is_on_an_edge(logits_V: Tensor, filters: tuple[float, int | None, float | None, float | None]) -> bool:
+    """Tell whether rounding could move a token over a limit."""
+    temperature, top_k, top_p, min_p = filters
+    near = [
+        oracle.filter_logits(logits_V, temperature, top_k, top_p and top_p * factor, min_p and min_p * factor)
+        for factor in (1, 1 - 1e-4, 1 + 1e-4)
+    ]
+    return not all(torch.equal(each, near[0]) for each in near)
+
+
+@given(
+    logits=st.lists(st.integers(-8, 8).map(float), min_size=2, max_size=12),
+    filters=_draw_filters(),
+)
+def test_filters_leave_what_the_oracle_leaves_when_drawn_at_random(
+    logits: list[float], filters: tuple[float, int | None, float | None, float | None]
+) -> None:
+    logits_V = torch.tensor(logits)
+    assume(not _is_on_an_edge(logits_V, filters))
+    torch.testing.assert_close(filter_logits(logits_V, *filters), oracle.filter_logits(logits_V, *filters))
+
+
+@given(rows=st.lists(st.lists(st.integers(-2, 2).map(float), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_greedy_equals_the_oracle_when_logits_tie(rows: list[list[float]]) -> None:
+    assert torch.equal(greedy(torch.tensor(rows)), oracle.greedy(torch.tensor(rows)))
 
 
 def test_greedy_takes_the_lower_id_when_logits_tie() -> None:

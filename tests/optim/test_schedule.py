@@ -38,6 +38,16 @@ def test_wsd_stays_at_the_peak_until_the_decay_share_begins_when_asked_for() -> 
     assert rates == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0], abs=1e-12)
 
 
+def test_wsd_decays_over_a_share_of_the_whole_run_when_there_is_a_warmup() -> None:
+    rates = _rates(20, 10, learning_rate=1.0, min_learning_rate=0.0, schedule="wsd", decay_share=0.25)
+    assert rates[9:] == pytest.approx([1.0] * 6 + [0.8, 0.6, 0.4, 0.2, 0.0], abs=1e-12)
+
+
+def test_wsd_begins_to_decay_after_the_warmup_when_the_share_reaches_into_it() -> None:
+    rates = _rates(10, 5, learning_rate=1.0, min_learning_rate=0.0, schedule="wsd", decay_share=0.9)
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0], abs=1e-12)
+
+
 def test_constant_keeps_the_peak_when_warmup_is_over() -> None:
     assert _rates(4, 1, learning_rate=0.3, schedule="constant") == pytest.approx([0.3] * 4)
 

@@ -42,6 +42,12 @@ def test_optimizer_takes_rate_betas_and_decay_of_the_recipe_when_built(kind: str
     assert isinstance(optimizer, Lion if kind == "lion" else torch.optim.AdamW)
 
 
+@pytest.mark.parametrize(("kind", "betas"), [("adamw", (0.9, 0.95)), ("lion", (0.9, 0.99))])
+def test_optimizer_takes_the_betas_of_its_kind_when_none_are_given(kind: str, betas: tuple[float, float]) -> None:
+    optimizer = build_optimizer(tiny_model(num_hidden_layers=1), OptimConfig(kind=kind))
+    assert {group["betas"] for group in optimizer.param_groups} == {betas}
+
+
 def test_adamw_takes_eps_of_the_recipe_when_built() -> None:
     optimizer = build_optimizer(tiny_model(num_hidden_layers=1), OptimConfig(eps=1e-5))
     assert optimizer.param_groups[0]["eps"] == 1e-5

@@ -1,5 +1,7 @@
 """The course of training is shown as far as it was measured."""
 
+import pytest
+
 from moesaic.telemetry.course import build_course_section, build_loss_section
 
 
@@ -30,12 +32,14 @@ def test_course_leaves_out_what_was_not_measured():
     assert titles == ["Gradient norm"]
 
 
-def test_clipping_is_drawn_when_gradients_are_clipped(fake_rows):
+@pytest.mark.parametrize("clip_norm", [None, 0.0])
+def test_clipping_is_drawn_when_gradients_are_clipped(fake_rows, clip_norm):
     *_, clipped = build_course_section(fake_rows(), 0.5).charts
-    *_, free = build_course_section(fake_rows(), None).charts
+    *_, free = build_course_section(fake_rows(), clip_norm).charts
     assert "Clipped above 0.5 (dashed)." in clipped.caption
     assert "stroke-dasharray" in clipped.svg
     assert "stroke-dasharray" not in free.svg
+    assert "Clipped" not in free.caption
 
 
 def test_norm_of_many_magnitudes_is_logarithmic():

@@ -145,6 +145,56 @@ def test_truncation_drops_later_steps_and_the_torn_line(path):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+def test_truncation_minds_no_broken_line_after_the_step(path):
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n\0\0\0\n{"step": 4}\n')
+    truncate_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    path.write_bytes(b"\0\0\0\n")
+    truncate_after(path, 0)
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("steps", "missing"),
+    [([1, 2, 4, 5], "step 3"), ([1, 2], r"step 3 \(and 2 more\)"), ([3, 5], "step 4"), ([1, 2, 9], r"step 3 \(")],
+)
+def test_truncation_refuses_a_hole_before_the_step_and_changes_nothing(path, steps, missing):
+    write_rows(path, [{"step": step} for step in steps])
+    before = path.read_bytes()
+    with pytest.raises(
+        CheckpointError, match=rf"have no row of {missing}.*though the checkpoint is of step 5"
+    ) as caught:
+        truncate_after(path, 5)
+    assert "earlier checkpoint" in caught.value.hint
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("steps", [[], [4, 5, 6], [6, 7], [3, 4, 5]])
+def test_truncation_asks_for_no_row_before_the_first(path, steps):
+    write_rows(path, [{"step": step} for step in steps])
+    truncate_after(path, 5)
+    assert [row["step"] for row in read_metrics(path)] == [step for step in steps if step <= 5]
+
+
+def test_sync_waits_until_the_file_and_its_name_are_on_the_disk(path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    with MetricsFile(path) as file:
+        file.append({"step": 1})
+        assert flushed == []
+        file.sync()
+    assert flushed == [path.stat().st_ino, path.parent.stat().st_ino]
+
+
+def test_sync_is_an_error_when_the_disk_does_not_take_the_rows(path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with MetricsFile(path) as file, pytest.raises(CheckpointError, match=r"cannot write metrics .*Input/output error"):
+        file.sync()
+
+
 def test_truncation_of_a_missing_file_leaves_it_missing(path):
     truncate_after(path, 2)
     assert not path.exists()
@@ -183,6 +233,7 @@ def test_truncate_then_append_equals_never_having_written_more(path, all_extras,
 
     with path.open("ab") as file:
         file.write(b'{"st' + tail.replace(b"\n", b" "))
+    kept = min(kept, len(rows))
     truncate_after(path, kept)
     write_rows(path, rows[kept:])
     assert path.read_bytes() == straight

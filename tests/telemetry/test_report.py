@@ -1,11 +1,13 @@
 """The report is one well-formed, self-contained, reproducible page for every kind of run."""
 
 import math
+import os
 import re
 from html.parser import HTMLParser
 
 import pytest
 
+from moesaic.config.run import RunConfig
 from moesaic.telemetry.metrics import MetricsFile, read_metrics
 from moesaic.telemetry.report import format_setting, tabulate_config, write_report
 
@@ -139,6 +141,41 @@ def test_text_of_others_is_escaped(write, fake_rows):
     assert "<script" not in page
     assert "script" not in PageReader(page).tags
     assert page.count("&lt;script&gt;alert(1)") >= 8
+
+
+@pytest.mark.parametrize(("clip_norm", "is_told"), [(0, False), (0.5, True)])
+def test_page_tells_clipping_only_when_a_resolved_recipe_clips(write, fake_rows, clip_norm, is_told):
+    model = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    recipe = RunConfig.model_validate(
+        {
+            "model": model | {"intermediate_size": 24},
+            "data": {"source": "text.txt"},
+            "train": {"out": "runs/first", "steps": 40, "batch_size": 8},
+            "optim": {"clip_norm": clip_norm},
+        }
+    )
+    assert ("Clipped above" in write(fake_rows(), config=recipe.model_dump(mode="json"))) == is_told
+
+
+@pytest.mark.parametrize("run_name", ["", ".", "..", "../.."])
+def test_title_is_the_folder_of_the_report_when_the_name_says_nothing(write, tmp_path, monkeypatch, run_name):
+    assert PageReader(write([], run_name=run_name)).headings[0] == tmp_path.name
+    monkeypatch.chdir(tmp_path)
+    write_report(run_name, [], {}, {}, "report.html")
+    assert f"<h1>{tmp_path.name}</h1>" in (tmp_path / "report.html").read_text()
+
+
+def test_report_before_stays_whole_when_the_next_cannot_be_written(write, tmp_path, monkeypatch):
+    before = write([], run_name="before")
+
+    def refuse(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        write([], run_name="after")
+    assert (tmp_path / "report.html").read_text() == before
+    assert os.listdir(tmp_path) == ["report.html"]
 
 
 def test_sample_keeps_its_white_space(write, fake_rows):

@@ -126,6 +126,17 @@ def test_load_raises_when_tokenizer_json_cannot_be_parsed(tmp_path: Path) -> Non
     assert "tokenizers library" in caught.value.hint
 
 
+def test_special_ids_are_those_that_decoding_leaves_out_when_added_tokens_are_of_both_kinds(
+    sentencepiece_like: Tokenizer, tmp_path: Path
+) -> None:
+    backend = Backend.from_str(sentencepiece_like._content)
+    backend.add_tokens(["shown"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.special_ids == {"<unk>": 0, "<s>": 1, "</s>": 2}
+    assert loaded.decode(loaded.encode("shown")) == "shown"
+
+
 def test_chat_raises_when_the_tokenizer_has_no_template(tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError, match="this model's tokenizer has no chat template") as caught:
         tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])

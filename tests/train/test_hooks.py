@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from moesaic.checkpoint.store import CheckpointStore
-from moesaic.errors import ConfigError
-from moesaic.telemetry.metrics import read_metrics
+from moesaic.errors import ConfigError, TrainingError
+from moesaic.telemetry.metrics import MetricsFile, read_metrics
 from moesaic.train import hooks
 from moesaic.train.run import train
 from tests.train.conftest import Recipe
@@ -52,10 +52,18 @@ def test_metrics_are_written_before_the_checkpoint_when_a_step_is_saved(
     # A kill between the two must leave metrics without a checkpoint, never a checkpoint without metrics.
     config = recipe({"checkpoint.every": 1})
     save = CheckpointStore.save
+    sync = MetricsFile.sync
+    on_disk: list[int] = []
+
+    def sync_and_look(file: MetricsFile) -> None:
+        sync(file)
+        on_disk.append(read_metrics(file.path)[-1]["step"])
+
+    monkeypatch.setattr(MetricsFile, "sync", sync_and_look)
     told: list[tuple[int, int]] = []
 
     def save_and_look(store: CheckpointStore, snapshot: hooks.Any) -> Path:
-        told.append((snapshot.state["step"], read_metrics(Path(config.train.out) / "metrics.jsonl")[-1]["step"]))
+        told.append((snapshot.state["step"], on_disk[-1]))
         return save(store, snapshot)
 
     monkeypatch.setattr(CheckpointStore, "save", save_and_look)
@@ -82,3 +90,19 @@ def test_tensorboard_is_refused_with_the_extra_to_install_when_it_is_missing(
     with pytest.raises(ConfigError, match=r"train\.tensorboard needs TensorBoard") as raised:
         train(recipe({"train.tensorboard": True}))
     assert "moesaic[track]" in raised.value.hint
+    assert not Path(recipe().train.out).exists()
+
+
+def test_run_stops_and_saves_nothing_when_its_parameters_are_no_longer_finite(recipe: Recipe) -> None:
+    with pytest.raises(TrainingError, match=r"step 1: parameter '.*' is no longer finite") as raised:
+        train(recipe({"optim.learning_rate": 1e38, "optim.warmup_steps": 0, "checkpoint.every": 1}))
+    assert "learning_rate" in raised.value.hint
+    folder = Path(recipe().train.out)
+    assert not list((folder / "checkpoints").glob("step-*"))
+    assert not (folder / "model").exists()
+
+
+def test_run_stops_when_the_held_out_loss_is_not_finite(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "evaluate", lambda model, batches: float("nan"))
+    with pytest.raises(TrainingError, match="step 4: the held-out loss is nan"):
+        train(recipe())

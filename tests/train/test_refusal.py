@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moesaic.errors import CheckpointError, ConfigError, DataError
+from moesaic.errors import CheckpointError, ConfigError, DataError, MemoryBudgetError
+from moesaic.train import start
 from moesaic.train.run import train
 from tests.train.conftest import Recipe
 from tests.train.stop_at import signal_after
@@ -92,6 +93,12 @@ def _widen(path: Path) -> None:
     save_file({**weights, "head.weight": torch.zeros(300, 48)}, path / "model.safetensors")
 
 
+def _edit_moments(path: Path, edit: Any) -> None:
+    file = path / "optimizer.safetensors"
+    edited = {key: edit(key, value) for key, value in load_file(file).items()}
+    save_file({key: value.contiguous() for key, value in edited.items() if value is not None}, file)
+
+
 DAMAGES: dict[str, tuple[Any, str]] = {
     "cut_weights": (lambda path: _cut(path / "model.safetensors"), "is damaged"),
     "cut_moments": (lambda path: _cut(path / "optimizer.safetensors"), "is damaged"),
@@ -104,7 +111,15 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "odd_recipe": (lambda path: _edit_state(path, config=5), "does not tell its recipe and step"),
     "foreign_recipe": (lambda path: _edit_state(path, config={"a": 1}), "unknown key 'a'"),
     "odd_step": (lambda path: _edit_state(path, step="two"), "does not tell its recipe and step"),
-    "foreign_moments": (_rename_moment, "has moments of 'other.decoder"),
+    "foreign_moments": (_rename_moment, "moments do not fit the model: '.*' should be .*, is None"),
+    "few_moments": (
+        lambda path: _edit_moments(path, lambda key, value: None if "experts" in key else value),
+        "is None",
+    ),
+    "narrow_moments": (
+        lambda path: _edit_moments(path, lambda key, value: value[:3] if key.endswith("exp_avg") else value),
+        "exp_avg' should be",
+    ),
     "other_shape": (_widen, "weights do not fit the model: size mismatch for head.weight"),
 }
 
@@ -162,3 +177,22 @@ def test_resume_is_refused_before_anything_is_read_when_the_run_is_in_use(recipe
     finally:
         other.release()
     assert train(recipe()).interrupted is None
+
+
+def test_run_is_refused_before_it_is_built_when_its_state_exceeds_the_memory(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "available_bytes", lambda: 100_000)
+    with pytest.raises(MemoryBudgetError, match=r"training .* parameters takes .* 97.7 KiB are free") as raised:
+        train(recipe())
+    assert "smaller model" in raised.value.hint
+    with pytest.raises(MemoryBudgetError):
+        train(recipe({"model.num_experts": 1024, "model.num_experts_per_tok": 1}))
+
+
+def test_resume_is_refused_when_a_part_of_the_model_section_was_taken_away(recipe: Recipe) -> None:
+    stretched = {"model.rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    with signal_after(2):
+        train(recipe(stretched))
+    with pytest.raises(ConfigError, match=r"cannot resume: model\.rope_scaling is None, and was \{"):
+        train(recipe())

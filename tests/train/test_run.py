@@ -3,6 +3,7 @@
 import io
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from moesaic.checkpoint.store import CheckpointStore
 from moesaic.telemetry.metrics import read_metrics
 from moesaic.telemetry.report import write_report
+from moesaic.tokenizer.tokenizer import Tokenizer
 from moesaic.train import finish, start
 from moesaic.train.run import train
 from tests.train.conftest import Recipe
@@ -110,3 +112,20 @@ def test_course_stays_when_activations_are_recomputed(recipe: Recipe) -> None:
     kept = train(recipe(changes, out="kept")).folder.path
     redone = train(recipe({**changes, "train.recompute": True}, out="redone")).folder.path
     assert read_course(redone) == read_course(kept)
+
+
+def test_run_folder_lies_in_the_home_folder_when_it_begins_with_a_tilde(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train(recipe({"train.out": "~/mine", "train.steps": 1})).folder.path == tmp_path / "mine"
+
+
+def test_special_tokens_are_those_of_the_tokenizer_when_the_model_is_a_preset(recipe: Recipe) -> None:
+    small = {"num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8, "intermediate_size": 16}
+    changes = {f"model.{key}": value for key, value in small.items()}
+    folder = train(recipe({**changes, "model.preset": "mixtral-8x7b", "train.steps": 1})).folder
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    exported = json.loads((folder.model / "config.json").read_text())
+    assert exported["model_type"] == "mixtral"
+    assert (exported["bos_token_id"], exported["eos_token_id"]) == (tokenizer.bos_id, tokenizer.eos_id)

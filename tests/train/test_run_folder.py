@@ -69,3 +69,13 @@ def test_new_folder_goes_away_when_nothing_was_written(tmp_path: Path) -> None:
 def test_release_does_nothing_when_the_folder_was_never_acquired(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run").release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_run_folder_is_taken_when_a_copy_lost_its_lock(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    with pytest.raises(ConfigError, match="exists and is no run folder"):
+        RunFolder(tmp_path).acquire()
+    (tmp_path / "checkpoints").mkdir()
+    folder = RunFolder(tmp_path)
+    folder.acquire()
+    folder.release()

@@ -20,7 +20,5 @@ PRESETS = {
             "high_freq_factor": 4.0,
         },
         "tie_word_embeddings": True,
-        "bos_token_id": 128000,
-        "eos_token_id": 128001,
     },
 }

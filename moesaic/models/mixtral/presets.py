@@ -14,7 +14,5 @@ PRESETS = {
         "num_experts": 8,
         "num_experts_per_tok": 2,
         "router_aux_loss_coef": 0.02,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
     },
 }

@@ -13,7 +13,5 @@ PRESETS = {
         "num_experts_per_tok": 8,
         "norm_topk_prob": False,
         "router_z_loss_coef": 0.001,
-        "eos_token_id": 50279,
-        "pad_token_id": 1,
     },
 }

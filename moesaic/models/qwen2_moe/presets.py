@@ -17,6 +17,5 @@ PRESETS = {
         "num_experts_per_tok": 4,
         "norm_topk_prob": False,
         "router_aux_loss_coef": 0.001,
-        "eos_token_id": 151643,
     },
 }

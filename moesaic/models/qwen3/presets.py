@@ -12,7 +12,5 @@ PRESETS = {
         "max_position_embeddings": 40960,
         "rope_theta": 1e6,
         "tie_word_embeddings": True,
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
     },
 }

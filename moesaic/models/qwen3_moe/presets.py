@@ -2,14 +2,14 @@
 
 PRESETS = {
     "tiny": {
-        "vocab_size": 4096,
+        "vocab_size": 2048,
         "hidden_size": 256,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 64,
         "intermediate_size": 1024,
-        "moe_intermediate_size": 384,
+        "moe_intermediate_size": 288,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
         "num_experts": 16,
@@ -32,7 +32,5 @@ PRESETS = {
         "num_experts_per_tok": 8,
         "norm_topk_prob": True,
         "router_aux_loss_coef": 0.001,
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
     },
 }

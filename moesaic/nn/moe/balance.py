@@ -14,8 +14,9 @@ def balance_loss(routing: Routing, num_experts: int) -> Tensor:
     """Return E * sum_e f_e P_e over all tokens (Fedus et al., 2021, "Switch Transformers", equation 4).
 
     f_e is the share of all choices that fell on expert e, before any is dropped, and P_e the mean score of e;
-    both sum to one. The value is 1 when load or scores are even, and E when one expert gets every choice and
-    all of the score. The gradient goes through P only. Zero for no tokens.
+    both sum to one. Range (0, E/K]: 1 when load or scores are even, below 1 where load and scores disagree, E/K
+    when the same K experts get every choice and all of the score. The gradient goes through P only. Zero for no
+    tokens.
     """
     if len(routing.scores_TE) == 0:
         return routing.scores_TE.sum()
@@ -29,7 +30,7 @@ def sequence_balance_loss(routing: Routing, num_experts: int, sequence_ids_T: Te
     to 20).
 
     As `balance_loss`, with load fractions and mean scores taken within each sequence; sequences without
-    tokens do not count. The value is 1 when each sequence is even.
+    tokens do not count. Range (0, E/K]: 1 when each sequence is even.
 
     Args:
         sequence_ids_T: which sequence each token is of, from 0.

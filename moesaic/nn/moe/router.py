@@ -11,8 +11,9 @@
 | gshard | softmax | the best two, the second at random | its share of the two |
 | expert_choice | softmax | each expert takes its M best tokens | its score |
 
-With a capacity factor, an expert takes at most M = ceil(factor T K / E) rows. A choice beyond that is
-dropped: the token goes on with its other experts, or with the residual stream alone.
+With a capacity factor, an expert takes at most M = ceil(factor T K / E) rows in training. A choice beyond that
+is dropped: the token goes on with its other experts, or with the residual stream alone. Evaluation drops nothing
+unless it has a factor of its own.
 
 Sources: Shazeer et al. (2017) softmax top-k; Lepikhin et al. (2020) GShard; Fedus et al. (2021) Switch; Zhou
 et al. (2022) expert choice; DeepSeek-AI (2024) groups and sigmoid scores; Wang et al. (2024) loss-free
@@ -80,13 +81,18 @@ class Router(nn.Module):
         return ROUTERS[self.config.router](logits_TE, self)
 
     def capacity(self, num_tokens: int) -> int | None:
-        """Return the rows that an expert takes of this many tokens, or None for all that come."""
-        factor = self.config.capacity_factor
-        if not self.training and self.config.eval_capacity_factor is not None:
-            factor = self.config.eval_capacity_factor
+        """Return the rows that an expert takes of this many tokens, or None for all that come.
+
+        In evaluation the limit of training does not hold: what is dropped depends on the other tokens of the
+        pass, and a text would change with its neighbours. Expert choice sees the whole pass anyway.
+        """
+        config = self.config
+        factor = config.capacity_factor
+        if not self.training and (config.eval_capacity_factor is not None or config.router != "expert_choice"):
+            factor = config.eval_capacity_factor
         if factor is None:
             return None
-        rows = factor * num_tokens * self.config.experts_per_token / self.config.num_experts
+        rows = factor * num_tokens * config.experts_per_token / config.num_experts
         # 1.1 * 100 / 2 is 55.00000000000001 in binary: an error of rounding must not add a row.
         return max(1, math.ceil(rows - 1e-9))
 

@@ -26,7 +26,9 @@ class OracleRouting:
     kept: list[RoutedPair]
 
 
-def route(config: ModelConfig, scores: list[Row], biased: list[Row], draws: Row | None) -> OracleRouting:
+def route(
+    config: ModelConfig, scores: list[Row], biased: list[Row], draws: Row | None, training: bool
+) -> OracleRouting:
     """Route tokens by their scores.
 
     Args:
@@ -34,9 +36,10 @@ def route(config: ModelConfig, scores: list[Row], biased: list[Row], draws: Row 
         scores: what the weights are made of.
         biased: what the choice is made by.
         draws: gshard in training: one number in [0, 1) for each token.
+        training: or else evaluation.
     """
     if config.router == "expert_choice":
-        return _choose_tokens(config, scores)
+        return _choose_tokens(config, scores, training)
     ranked = [_best_experts(config, row) for row in biased]
     weights = [_weights_of(config, row, experts) for row, experts in zip(scores, ranked, strict=True)]
     chosen = [
@@ -53,15 +56,18 @@ def route(config: ModelConfig, scores: list[Row], biased: list[Row], draws: Row 
         for token, experts in enumerate(ranked)
         if (token, experts[rank]) not in dropped
     ]
-    served = _serve(queue, capacity_of(config, len(scores)))
+    served = _serve(queue, _capacity_of(config, len(scores), training))
     return OracleRouting(chosen, [pair for pair in chosen if (pair.token, pair.expert) in served])
 
 
-def capacity_of(config: ModelConfig, num_tokens: int) -> int | None:
+def _capacity_of(config: ModelConfig, num_tokens: int, training: bool) -> int | None:
     """Return ceil(factor T K / E), the factor as it is written in decimals."""
-    if config.capacity_factor is None:
+    factor = config.capacity_factor if training else config.eval_capacity_factor
+    if factor is None and config.router == "expert_choice":
+        factor = config.capacity_factor
+    if factor is None:
         return None
-    exact = Fraction(str(config.capacity_factor)) * num_tokens * config.experts_per_token / config.num_experts
+    exact = Fraction(str(factor)) * num_tokens * config.experts_per_token / config.num_experts
     return max(1, math.ceil(exact))
 
 
@@ -92,10 +98,10 @@ def _serve(queue: list[tuple[int, int]], capacity: int | None) -> set[tuple[int,
     return set(served)
 
 
-def _choose_tokens(config: ModelConfig, scores: list[Row]) -> OracleRouting:
+def _choose_tokens(config: ModelConfig, scores: list[Row], training: bool) -> OracleRouting:
     num_tokens = len(scores)
     fair_share = math.ceil(Fraction(num_tokens * config.experts_per_token, config.num_experts))
-    capacity = min(num_tokens, capacity_of(config, num_tokens) or fair_share)
+    capacity = min(num_tokens, _capacity_of(config, num_tokens, training) or fair_share)
     pairs = []
     for expert in range(config.num_experts):
         best = sorted(range(num_tokens), key=lambda token: (-scores[token][expert], token))[:capacity]

@@ -38,6 +38,17 @@ def test_balance_loss_is_the_number_of_experts_when_one_takes_all() -> None:
     assert balance_loss(routing, 5).item() == 5.0
 
 
+def test_balance_loss_is_experts_over_choices_when_the_same_ones_take_all() -> None:
+    routing = route_logits([[100.0, 100.0, 0.0, 0.0, 0.0]] * 3, num_experts_per_tok=2)
+    assert balance_loss(routing, 5).item() == 2.5
+
+
+def test_balance_loss_is_below_one_when_load_and_scores_disagree() -> None:
+    # Two tokens lean a little to expert 0, one wholly to expert 1: loads (2/3, 1/3), scores near (1/3, 2/3).
+    routing = route_logits([[0.001, 0.0], [0.001, 0.0], [0.0, 100.0]], num_experts_per_tok=1)
+    assert 0 < balance_loss(routing, 2).item() == pytest.approx(2 * (2 / 9 + 2 / 9), abs=1e-3)
+
+
 def test_balance_loss_equals_the_sum_by_hand_when_load_is_uneven() -> None:
     # Scores (3/4, 1/4) and (1/2, 1/2); expert 0 twice, expert 1 once: 2 (2/3 5/8 + 1/3 3/8).
     routing = _routing([[math.log(3), 0.0], [0.0, 0.0]], [[0], [0, 1]])
@@ -46,7 +57,7 @@ def test_balance_loss_equals_the_sum_by_hand_when_load_is_uneven() -> None:
 
 def test_balance_loss_counts_a_choice_when_it_is_dropped() -> None:
     logits = [[5.0, 0.0]] * 4
-    limited = route_logits(logits, num_experts_per_tok=1, capacity_factor=0.5)
+    limited = route_logits(logits, num_experts_per_tok=1, eval_capacity_factor=0.5)
     unlimited = route_logits(logits, num_experts_per_tok=1)
     assert len(limited.expert_ids_N) < len(unlimited.expert_ids_N)
     assert torch.equal(balance_loss(limited, 2), balance_loss(unlimited, 2))

@@ -18,11 +18,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "softmax": {},
     "softmax, scores as weights": {"norm_topk_prob": False},
     "softmax in groups": {"num_experts": 6, "n_group": 3, "topk_group": 2},
-    "softmax with capacity": {"capacity_factor": 0.5},
+    "softmax with capacity": {"eval_capacity_factor": 0.5},
     "sigmoid": {"router": "sigmoid", "routed_scaling_factor": 2.5},
     "sigmoid in groups": {"router": "sigmoid", "num_experts": 6, "n_group": 3, "topk_group": 2},
-    "switch": {"router": "switch", "num_experts_per_tok": 0, "capacity_factor": 1.0},
-    "gshard": {"router": "gshard", "num_experts_per_tok": 0, "capacity_factor": 1.0},
+    "switch": {"router": "switch", "num_experts_per_tok": 0, "eval_capacity_factor": 1.0},
+    "gshard": {"router": "gshard", "num_experts_per_tok": 0, "eval_capacity_factor": 1.0},
     "expert choice": {"router": "expert_choice"},
     "one expert": {"num_experts": 1, "num_experts_per_tok": 1},
     "every expert": {"num_experts_per_tok": 5},
@@ -129,7 +129,7 @@ def test_losses_differ_by_scope_when_sequences_specialise() -> None:
 
 
 def test_load_counts_choices_and_drops_when_capacity_is_short() -> None:
-    layer = _layer(router="switch", num_experts_per_tok=0, num_experts=2, capacity_factor=0.5)
+    layer = _layer(router="switch", num_experts_per_tok=0, num_experts=2, eval_capacity_factor=0.5)
     out = layer(torch.randn(1, 1, 8).expand(1, 8, 8))
     assert sorted(out.load.tokens_per_expert_E.tolist()) == [0, 8]
     assert int(out.load.num_dropped) == 6

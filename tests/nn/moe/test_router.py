@@ -33,6 +33,7 @@ def _draw_case(draw: st.DrawFn, kind: str) -> tuple[dict[str, Any], Tensor]:
         "n_group": groups,
         "topk_group": chosen_groups,
         "capacity_factor": draw(CAPACITIES),
+        "eval_capacity_factor": draw(CAPACITIES),
     }
     level = st.sampled_from([0.0, 0.0, 1.0, -1.0, 2.5]) if draw(st.booleans()) else st.just(1.0)
     rows = draw(st.lists(st.lists(level, min_size=experts, max_size=experts), max_size=8))
@@ -62,7 +63,7 @@ def test_routing_equals_lists_and_loops_when_logits_tie(kind: str, training: boo
     torch.manual_seed(5)
     draws = torch.rand(len(logits_TE)).tolist() if kind == "gshard" and training else None
     biased_TE = scores_TE + torch.tensor(biases)
-    expected = route(config, scores_TE.tolist(), biased_TE.tolist(), draws)
+    expected = route(config, scores_TE.tolist(), biased_TE.tolist(), draws, training)
     assert pairs_of(found) == [(pair.token, pair.expert) for pair in expected.kept]
     assert found.weights_N.tolist() == pytest.approx([pair.weight for pair in expected.kept], rel=1e-5)
     chosen = list(zip(found.chosen_token_ids.tolist(), found.chosen_expert_ids.tolist(), strict=True))
@@ -133,12 +134,21 @@ def test_second_expert_is_always_kept_when_gshard_is_told_so() -> None:
     [(1.0, 8, 4), (1.0, 7, 4), (1.5, 8, 6), (0.01, 8, 1), (1.1, 20, 11), (1.1, 100, 55), (1.12, 25, 14)],
 )
 def test_capacity_is_the_fair_share_times_the_factor_when_factor_is(factor: float, num_tokens: int, rows: int) -> None:
-    router = identity_router(router_config(4, 2, capacity_factor=factor))
+    router = identity_router(router_config(4, 2, capacity_factor=factor)).train()
     assert router.capacity(num_tokens) == rows
 
 
 def test_capacity_is_without_limit_when_no_factor_is_set() -> None:
-    assert identity_router(router_config(4, 2)).capacity(100) is None
+    assert identity_router(router_config(4, 2)).train().capacity(100) is None
+
+
+def test_capacity_is_without_limit_when_evaluation_has_no_factor_of_its_own() -> None:
+    assert identity_router(router_config(4, 2, capacity_factor=1.0)).capacity(100) is None
+
+
+def test_capacity_of_training_holds_in_evaluation_when_experts_choose() -> None:
+    router = identity_router(router_config(4, 2, router="expert_choice", capacity_factor=1.5))
+    assert router.capacity(8) == router.train().capacity(8) == 6
 
 
 def test_capacity_of_evaluation_differs_when_it_has_its_own_factor() -> None:
@@ -148,7 +158,7 @@ def test_capacity_of_evaluation_differs_when_it_has_its_own_factor() -> None:
 
 
 def test_first_tokens_are_kept_when_all_fall_on_one_expert() -> None:
-    routing = route_logits([[5.0, 0.0]] * 4, router="switch", num_experts_per_tok=0, capacity_factor=1.0)
+    routing = route_logits([[5.0, 0.0]] * 4, router="switch", num_experts_per_tok=0, eval_capacity_factor=1.0)
     assert pairs_of(routing) == [(0, 0), (1, 0)]
     assert routing.chosen_expert_ids.tolist() == [0, 0, 0, 0]
 

@@ -1,0 +1,33 @@
+"""How much memory this process may take."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+def available_bytes() -> int:
+    """Return the bytes that can be taken without swapping: what is free, or the limit of a control group if less."""
+    return min([psutil.virtual_memory().available, *_group_limits()])
+
+
+def _group_limits() -> Iterator[int]:
+    """Yield the limits on this process's control groups, of the second version and of the first.
+
+    In a container the group's own path is often not there, and its limit stands at the root.
+    """
+    lines = _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.is_file() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            files = [_GROUPS / path.lstrip("/") / "memory.max", _GROUPS / "memory.max"]
+        elif controllers == "memory":
+            root = _GROUPS / "memory"
+            files = [folder / "memory.limit_in_bytes" for folder in (root / path.lstrip("/"), root)]
+        else:
+            continue
+        texts = [file.read_text().strip() for file in files if file.is_file()]
+        yield from (int(text) for text in texts if text.isdigit())
