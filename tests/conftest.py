@@ -1,10 +1,13 @@
 """Settings of every test: the same random numbers each time, a fair share of the cores, no network, no chatter."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.train.tiny_run import write_text
 
 # Read by huggingface_hub and transformers when they are first imported, which some tests do.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,3 +25,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def _seed() -> None:
     """Start each test from the same state of torch's generator."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of made-up words that tiny runs learn; the cache of its tokens lies beside it."""
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from moesaic.errors import MemoryBudgetError
 from moesaic.infer.sequence import Sequence
@@ -63,8 +62,7 @@ class Runner:
             return
         wanted = min(max(num_slots, 2 * held), self._max_slots)
         try:
-            cache.keys = functional.pad(cache.keys, (0, 0, 0, wanted - held))
-            cache.values = functional.pad(cache.values, (0, 0, 0, wanted - held))
+            cache.grow(wanted)
         except RuntimeError as failure:  # torch raises no narrower one when a CPU is out of memory
             needed = 2 * layers * batch * heads * wanted * channels * cache.keys.itemsize
             raise MemoryBudgetError(

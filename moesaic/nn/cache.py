@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class KVCache:
@@ -18,6 +19,12 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype)
         self.values = torch.zeros(shape, dtype=dtype)
         self.lengths_B = torch.zeros(batch, dtype=torch.int64)
+
+    def grow(self, num_slots: int) -> None:
+        """Make room for this many positions a sequence; what is held stays. Both sizes are in memory for a while."""
+        added = num_slots - self.keys.shape[3]
+        self.keys = functional.pad(self.keys, (0, 0, 0, added))
+        self.values = functional.pad(self.values, (0, 0, 0, added))
 
     def write(self, layer: int, positions_BS: Tensor, key_BSGC: Tensor, value_BSGC: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values at their positions; return all up to the last one, each [B, G, Z, C]."""

@@ -10,7 +10,7 @@ import tomli_w
 
 from moesaic.train.run import train
 from tests.cli.command import Run, run_here
-from tests.train.tiny_run import Changes, tiny_run, tiny_tree, write_text
+from tests.train.tiny_run import Changes, tiny_run, tiny_tree
 
 RecipeFile = Callable[..., Path]
 
@@ -19,12 +19,6 @@ RecipeFile = Callable[..., Path]
 def cli(capsys: pytest.CaptureFixture[str]) -> Run:
     """A function from arguments to what the command left."""
     return partial(run_here, capsys)
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of made-up words; the cache of its tokens lies beside it."""
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture

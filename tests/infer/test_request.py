@@ -33,8 +33,10 @@ def test_parameter_is_refused_with_its_range_when_it_is(name: str, value: Any) -
 
 
 def test_parameters_are_accepted_when_they_stand_at_the_edge_of_their_range() -> None:
-    SamplingParams(max_tokens=1, temperature=0, top_k=1, top_p=1.0, min_p=0.0, seed=0)
-    SamplingParams(max_tokens=None, min_p=1.0, seed=2**63 - 1)
+    lowest = {"max_tokens": 1, "temperature": 0, "top_k": 1, "top_p": 1.0, "min_p": 0.0, "seed": 0}
+    for fields in (lowest, {"max_tokens": None, "min_p": 1.0, "seed": 2**63 - 1}):
+        params = SamplingParams(**fields)
+        assert {name: getattr(params, name) for name in fields} == fields
 
 
 @pytest.mark.parametrize(

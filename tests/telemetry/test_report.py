@@ -98,7 +98,9 @@ def test_diverged_run_renders_from_its_file(write, fake_rows, tmp_path):
     with MetricsFile(tmp_path / "metrics.jsonl") as file:
         for row in rows:
             file.append(row)
-    PageReader(write(read_metrics(tmp_path / "metrics.jsonl")))
+    page = write(read_metrics(tmp_path / "metrics.jsonl"))
+    assert "Loss" in PageReader(page).headings
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
 def test_equal_input_gives_equal_bytes(write, fake_rows):

@@ -1,4 +1,4 @@
-"""The text that all runs of this room learn, tokenised once."""
+"""Recipes of tiny runs, without the cost of a report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from moesaic.config.run import RunConfig
 from moesaic.train import finish
-from tests.train.tiny_run import Changes, tiny_run, write_text
+from tests.train.tiny_run import Changes, tiny_run
 
 Recipe = Callable[..., RunConfig]
 
@@ -16,12 +16,6 @@ Recipe = Callable[..., RunConfig]
 def _plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the charts takes longer than a tiny run; one test of the loop asks for the real report."""
     monkeypatch.setattr(finish, "write_report", lambda name, rows, config, summary, path: path.write_text(name))
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of made-up words; the cache of its tokens lies beside it."""
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture
