@@ -30,7 +30,7 @@ FOREIGN = {
     "optim": {"torch"},
     "models": {"torch"},
     "nn": {"torch"},
-    "ops": {"torch"},
+    "ops": {"torch", "triton"},
     "tokenizer": {"jinja2", "tokenizers"},
     "hw": {"psutil", "torch"},
     "config": {"pydantic", "pydantic_core", "tomli_w"},
