@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 
-.PHONY: demo test format lint types unit bench clean
+.PHONY: demo test format lint types unit bench peers clean
 
 demo: $(VENV)/core.done
 	$(BIN)/moesaic demo
@@ -28,8 +29,12 @@ unit: $(VENV)/dev.done
 bench: $(VENV)/dev.done
 	$(BIN)/moesaic bench train
 
+# What `moesaic bench ops` measures in a process of its own: DeepSpeed, on the same torch, which comes first because
+# DeepSpeed alone would take any.
+peers: $(PEERS)/deepspeed.done
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/core.done: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("moesaic needs Python 3.11 or later, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -39,4 +44,11 @@ $(VENV)/core.done: pyproject.toml
 
 $(VENV)/dev.done: $(VENV)/core.done
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(PEERS)/deepspeed.done: $(VENV)/core.done
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')" numpy safetensors
+	$(PEERS)/bin/pip install --quiet deepspeed
+	DS_ACCELERATOR=cpu $(PEERS)/bin/python -c 'import deepspeed.moe.sharded_moe'
 	touch $@

@@ -11,14 +11,20 @@ from typing import Any
 import torch
 
 
-def measure(candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Time each candidate `repeats` times, taking turns, after `warmup` rounds; return seconds by name."""
+def measure(
+    candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3, pause_s: float = 0.0
+) -> dict[str, list[float]]:
+    """Time each candidate `repeats` times, taking turns, after `warmup` rounds; return seconds by name.
+
+    A pause before each call lets the threads of another process, which wait in a loop for a while, go to sleep.
+    """
     for _ in range(warmup):
         for run in candidates.values():
             run()
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, run in candidates.items():
+            time.sleep(pause_s)
             began = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - began)

@@ -5,7 +5,6 @@ Outputs are compared before anything is timed. The floor under the block is a de
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from moesaic.bench.measure import describe_machine, measure, summarise
 from moesaic.bench.peer import build_peer, transformers_version
+from moesaic.bench.shape import Shape
 from moesaic.bench.startup import bench_startup
 from moesaic.checkpoint.mapping import source_choices
 from moesaic.config.model import ModelConfig
@@ -27,32 +27,6 @@ from moesaic.ops.loss import cross_entropy_sum
 Step = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A case: tokens T, width D, expert width F, experts E, K of them chosen."""
-
-    tokens: int
-    width: int
-    expert_width: int
-    experts: int
-    chosen: int
-
-    def config(self, num_layers: int = 1) -> ModelConfig:
-        """Return a Mixtral of this shape."""
-        return ModelConfig(
-            model_type="mixtral",
-            vocab_size=8192,
-            hidden_size=self.width,
-            num_hidden_layers=num_layers,
-            num_attention_heads=self.width // 64,
-            num_key_value_heads=max(1, self.width // 256),
-            intermediate_size=self.expert_width,
-            num_experts=self.experts,
-            num_experts_per_tok=self.chosen,
-            rms_norm_eps=1e-5,
-        )
-
-
 BLOCKS = (Shape(1024, 1024, 512, 32, 4), Shape(4096, 256, 384, 16, 2))
 MODELS = (Shape(2048, 512, 512, 16, 2),)
 
@@ -64,7 +38,7 @@ def bench_train(repeats: int) -> dict[str, Any]:
     cases = []
     for dtype in (torch.float32, torch.bfloat16):
         cases += [_bench_block(shape, dtype, repeats) for shape in BLOCKS]
-        cases += [_bench_model(shape, dtype, max(3, repeats // 2)) for shape in MODELS]
+        cases += [bench_model(shape, dtype, max(3, repeats // 2)) for shape in MODELS]
     machine = {**describe_machine(), "transformers": transformers_version()}
     startup = bench_startup(repeats)
     return {"benchmark": "train", "machine": machine, "repeats": repeats, "cases": cases, "startup": startup}
@@ -85,8 +59,11 @@ def _bench_block(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, An
     return _case("block", shape, dtype, measure(steps, repeats))
 
 
-def _bench_model(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
-    config = shape.config(num_layers=4)
+def bench_model(
+    shape: Shape, dtype: torch.dtype, repeats: int, num_layers: int = 4, vocab_size: int = 8192
+) -> dict[str, Any]:
+    """Time whole training steps of a model, sequences of 256 tokens, loss, clipping and AdamW among them."""
+    config = shape.config(num_layers, vocab_size)
     ours, theirs = _twins(config)
     # Weights too: under autocast transformers computes the experts in float32, which would be other work than ours.
     ours, theirs = ours.to(dtype), theirs.to(dtype)
@@ -150,5 +127,4 @@ def _case(level: str, shape: Shape, dtype: torch.dtype, times: dict[str, list[fl
     figures = {name: summarise(values) for name, values in times.items()}
     ours = figures["moesaic"]["median_ms"]
     ratios = {f"over_{name}": round(each["median_ms"] / ours, 3) for name, each in figures.items() if name != "moesaic"}
-    dims = {"T": shape.tokens, "D": shape.width, "F": shape.expert_width, "E": shape.experts, "K": shape.chosen}
-    return {"level": level, "dtype": str(dtype).removeprefix("torch."), **dims, "times": figures, **ratios}
+    return {"level": level, "dtype": str(dtype).removeprefix("torch."), **shape.dims(), "times": figures, **ratios}

@@ -11,6 +11,8 @@ from moesaic.errors import ConfigError
 from moesaic.flush import replace_text
 
 bench_app = typer.Typer(name="bench", help="Measure against peers: same work, same run, medians.")
+_REPEATS = typer.Option(20, min=3, help="Measurements of each candidate.")
+_OUT = typer.Option(None, help="Also write the result to this file.")
 
 
 @bench_app.callback()
@@ -19,25 +21,58 @@ def options() -> None:
 
 
 @bench_app.command("train")
-def bench_train(
-    repeats: int = typer.Option(20, min=3, help="Measurements of each candidate."),
-    out: Path | None = typer.Option(None, help="Also write the result to this file."),
-) -> None:
+def bench_train(repeats: int = _REPEATS, out: Path | None = _OUT) -> None:
     """Time training steps against transformers; the last line is one JSON object."""
+    _check_out(out)
+    from moesaic.bench.train import bench_train as run
+
+    result = {**run(repeats), "command": f"moesaic bench train --repeats {repeats}"}
+    _print_train(result)
+    _give(result, out)
+
+
+@bench_app.command("ops")
+def bench_ops(
+    repeats: int = _REPEATS,
+    out: Path | None = _OUT,
+    case: str = typer.Option("", metavar="WORDS", help="Only cases named so, such as 'forward olmoe T1'."),
+    peers: Path = typer.Option(".venv-peers", help="The environment that `make peers` makes, for DeepSpeed."),
+) -> None:
+    """Time the mixture of experts against transformers, DeepSpeed and a dense MLP; the last line is one JSON object."""
+    _check_out(out)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from moesaic.bench.ops import bench_ops as run
+
+    console = error_console()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        result = run(
+            repeats,
+            case,
+            peers,
+            lambda done, total, name: progress.update(task, completed=done, total=total, description=name),
+        )
+    result["command"] = f"moesaic bench ops --repeats {repeats}" + (f" --case '{case}'" if case else "")
+    _print_ops(result)
+    _give(result, out)
+
+
+def _check_out(out: Path | None) -> None:
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out '{out}' lies in no folder", "make the folder first")
     if out is not None and out.is_dir():
         raise ConfigError(f"--out '{out}' is a folder", "name a file in it")
-    from moesaic.bench.train import bench_train as run
 
-    result = {**run(repeats), "command": f"moesaic bench train --repeats {repeats}"}
-    _print_table(result)
+
+def _give(result: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         replace_text(out, json.dumps(result, indent=1) + "\n")
     print_json(result)
 
 
-def _print_table(result: dict[str, Any]) -> None:
+def _print_train(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("case", "T D F E K", "dtype", "moesaic ms", "transformers ms", "dense ms", "transformers / moesaic")
@@ -56,3 +91,26 @@ def _print_table(result: dict[str, Any]) -> None:
         )
         table.add_row(*row)
     error_console().print(table)
+
+
+def _print_ops(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = error_console()
+    over = ("dense", "transformers", "deepspeed")
+    table = Table("case", "ms", "GFLOP/s", *over, "% of bandwidth", title="moesaic, and its peers' times over ours")
+    for case in result["cases"]:
+        ours = case["times"]["moesaic"]
+        cells = [ours["median_ms"], ours.get("gflop_per_s"), *(case.get(f"over_{name}") for name in over)]
+        cells.append(case.get("percent_of_bandwidth"))
+        table.add_row(case["name"], *("" if cell is None else f"{cell:,.2f}" for cell in cells))
+    targets = Table("case", "figure", "limit", "found", "met", title="targets")
+    for row in result["targets"]:
+        found = row["reason"] if row["found"] is None else f"{row['found']:.2f}"
+        limit = f"at {row['at']} {row['limit']:g}"
+        targets.add_row(row["case"], row["figure"], limit, found, "yes" if row["met"] else "no")
+    for each in (table, targets):
+        each.columns[0].no_wrap = True
+        console.print(each)
+    if not str(result["machine"]["deepspeed"])[:1].isdigit():
+        console.print(f"DeepSpeed: {result['machine']['deepspeed']}")

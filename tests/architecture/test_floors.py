@@ -24,7 +24,7 @@ FOREIGN = {
     "cli": {"rich", "typer"},
     "train": {"rich", "torch"},
     "infer": {"torch"},
-    "bench": {"torch", "transformers"},
+    "bench": {"deepspeed", "safetensors", "torch", "transformers"},
     "checkpoint": {"huggingface_hub", "safetensors", "torch"},
     "data": {"datasets", "huggingface_hub", "numpy", "torch"},
     "optim": {"torch"},

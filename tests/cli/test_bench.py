@@ -1,4 +1,4 @@
-"""`moesaic bench train`."""
+"""`moesaic bench`: what is asked of the benchmarks, and how their results are given."""
 
 import json
 from pathlib import Path
@@ -6,30 +6,47 @@ from typing import Any
 
 import pytest
 
-from moesaic.bench import train as room
+from moesaic.bench import ops, train
 from tests.cli.command import Run, check_two_lines
+
+DIMS = {"T": 1024, "D": 256, "F": 128, "E": 8, "K": 2}
+TIMES = {name: {"median_ms": 2.0, "iqr_ms": 0.1} for name in ("moesaic", "transformers")}
 
 
 @pytest.fixture(autouse=True)
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of repeats that were asked for; nothing is measured."""
-    repeats: list[int] = []
-    times = {name: {"median_ms": 2.0, "iqr_ms": 0.1} for name in ("moesaic", "transformers")}
-    dims = {"T": 1024, "D": 256, "F": 128, "E": 8, "K": 2}
-    case = {"level": "model", "dtype": "float32", **dims, "times": times, "over_transformers": 1.0}
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was asked for; nothing is measured."""
+    asked: list[Any] = []
 
-    def bench_train(number: int) -> dict[str, Any]:
-        repeats.append(number)
+    def bench_train(repeats: int) -> dict[str, Any]:
+        asked.append(repeats)
+        case = {"level": "model", "dtype": "float32", **DIMS, "times": TIMES, "over_transformers": 1.0}
         return {"benchmark": "train", "cases": [case]}
 
-    monkeypatch.setattr(room, "bench_train", bench_train)
-    return repeats
+    def bench_ops(repeats: int, words: str, peers: Path, progress: Any) -> dict[str, Any]:
+        asked.append((repeats, words, peers))
+        progress(0, 1, "a case")
+        case = {"name": "a case", "times": TIMES, "over_transformers": 1.0, "over_dense": 0.5}
+        target = {"case": "a case", "figure": "a / b", "at": "most", "limit": 1.25}
+        return {
+            "benchmark": "ops",
+            "machine": {"deepspeed": "not measured: run make peers"},
+            "cases": [case],
+            "targets": [
+                {**target, "found": 1.5, "met": False},
+                {**target, "found": None, "met": False, "reason": "not measured"},
+            ],
+        }
+
+    monkeypatch.setattr(train, "bench_train", bench_train)
+    monkeypatch.setattr(ops, "bench_ops", bench_ops)
+    monkeypatch.setenv("COLUMNS", "200")
+    return asked
 
 
 def test_result_is_one_object_on_standard_output_and_a_table_beside_it_when_measured(
-    cli: Run, measured: list[int], monkeypatch: pytest.MonkeyPatch
+    cli: Run, measured: list[Any]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
     answer = cli("bench", "train", "--repeats", 5)
     assert (answer.code, measured) == (0, [5])
     assert len(answer.out.splitlines()) == 1
@@ -37,14 +54,31 @@ def test_result_is_one_object_on_standard_output_and_a_table_beside_it_when_meas
     assert "1024 256 128 8 2" in answer.err
 
 
-def test_result_is_written_too_when_a_file_is_named(cli: Run, tmp_path: Path) -> None:
-    answer = cli("bench", "train", "--out", tmp_path / "result.json")
+def test_operations_are_measured_as_asked_and_told_in_two_tables_when_benched(cli: Run, measured: list[Any]) -> None:
+    answer = cli("bench", "ops", "--repeats", 5, "--case", "forward T1", "--peers", "somewhere")
+    assert (answer.code, measured) == (0, [(5, "forward T1", Path("somewhere"))])
+    assert json.loads(answer.out)["command"] == "moesaic bench ops --repeats 5 --case 'forward T1'"
+    assert len(answer.out.splitlines()) == 1
+    assert "at most 1.25" in answer.err
+    assert "1.50" in answer.err
+    assert "DeepSpeed: not measured: run make peers" in answer.err
+
+
+def test_all_operations_are_measured_when_no_case_is_named(cli: Run, measured: list[Any]) -> None:
+    assert json.loads(cli("bench", "ops").out)["command"] == "moesaic bench ops --repeats 20"
+    assert measured == [(20, "", Path(".venv-peers"))]
+
+
+@pytest.mark.parametrize("name", ["train", "ops"])
+def test_result_is_written_too_when_a_file_is_named(name: str, cli: Run, tmp_path: Path) -> None:
+    answer = cli("bench", name, "--out", tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(answer.out)
 
 
+@pytest.mark.parametrize("name", ["train", "ops"])
 def test_bench_is_refused_before_it_measures_when_the_file_cannot_be_written(
-    cli: Run, measured: list[int], tmp_path: Path
+    name: str, cli: Run, measured: list[Any], tmp_path: Path
 ) -> None:
-    check_two_lines(cli("bench", "train", "--out", tmp_path / "none" / "result.json"), "lies in no folder")
-    check_two_lines(cli("bench", "train", "--out", tmp_path), "is a folder")
+    check_two_lines(cli("bench", name, "--out", tmp_path / "none" / "result.json"), "lies in no folder")
+    check_two_lines(cli("bench", name, "--out", tmp_path), "is a folder")
     assert measured == []

@@ -37,6 +37,7 @@ COMMANDS = {
     "inspect": {"model", "--json"},
     "convert": {"source", "target", "--to", "--dtype"},
     "bench train": {"--repeats", "--out"},
+    "bench ops": {"--repeats", "--out", "--case", "--peers"},
 }
 
 

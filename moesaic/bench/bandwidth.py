@@ -1,0 +1,33 @@
+"""How fast this machine reads its memory: what a few tokens, whose cost is reading weights, are measured against."""
+
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from moesaic.bench.measure import measure
+
+# Beyond the last-level cache, of which a shared machine does not tell how much is ours.
+BUFFER_BYTES = 2**30
+# All read every byte once, with all threads; which of torch's reductions is the fastest depends on the machine.
+_READERS: dict[str, Callable[[Tensor], object]] = {
+    "sum of float32": lambda buffer: buffer.view(torch.float32).sum(),
+    "sum of int64": lambda buffer: buffer.view(torch.int64).sum(),
+    "row sums of float32": lambda buffer: buffer.view(torch.float32).view(64, -1).sum(1),
+    "largest int32": lambda buffer: buffer.view(torch.int32).amax(),
+}
+
+
+def read_bandwidth(num_bytes: int = BUFFER_BYTES, repeats: int = 5) -> float:
+    """Return bytes a second: the median of the fastest of several ways to read a buffer.
+
+    Args:
+        num_bytes: size of the buffer, a multiple of 512.
+        repeats: readings in each way.
+    """
+    # Filled, because pages that were never written are all one page of zeros.
+    buffer = torch.ones(num_bytes, dtype=torch.uint8)
+    readers = {name: lambda read=read: read(buffer) for name, read in _READERS.items()}
+    times = measure(readers, repeats, warmup=1)
+    return num_bytes / min(statistics.median(each) for each in times.values())
