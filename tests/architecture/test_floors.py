@@ -28,6 +28,7 @@ FOREIGN = {
     "checkpoint": {"huggingface_hub", "safetensors", "torch"},
     "data": {"datasets", "huggingface_hub", "numpy", "torch"},
     "optim": {"torch"},
+    "integrations": {"torch", "transformers"},
     "models": {"torch"},
     "nn": {"torch"},
     "ops": {"torch", "triton"},
