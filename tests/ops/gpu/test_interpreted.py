@@ -1,36 +1,17 @@
 """What a machine without a device can tell of the kernels, each in a process of its own: see `device.py`."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from moesaic.ops.gpu.refusal import HAS_TRITON
-from tests.ops.gpu.device import KERNEL_TESTS
-
-ROOT = Path(__file__).parents[3]
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-
-
-def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_"))}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+from tests.ops.gpu.device import KERNEL_TESTS, ROOT, needs_triton, run_alone
 
 
 @needs_triton
 @pytest.mark.slow
 def test_kernels_pass_their_tests_when_interpreted() -> None:
     files = [f"tests/ops/gpu/{name}" for name in KERNEL_TESTS]
-    result = _run("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *files, TRITON_INTERPRET="1")
+    result = run_alone("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *files, TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert "skipped" not in result.stdout
 
@@ -38,7 +19,7 @@ def test_kernels_pass_their_tests_when_interpreted() -> None:
 @needs_triton
 @pytest.mark.slow
 def test_kernels_compile_for_real_devices_when_there_is_none(tmp_path: Path) -> None:
-    result = _run("-W", "error", "-m", "tests.ops.gpu.compile_kernels", TRITON_CACHE_DIR=str(tmp_path))
+    result = run_alone("-W", "error", "-m", "tests.ops.gpu.compile_kernels", TRITON_CACHE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr[-6000:]
     sources = "".join((ROOT / "moesaic/ops/gpu" / name).read_text() for name in ("route.py", "permute.py", "swiglu.py"))
     assert len(result.stdout.split()) == sources.count("@triton.jit")
@@ -46,5 +27,5 @@ def test_kernels_compile_for_real_devices_when_there_is_none(tmp_path: Path) -> 
 
 def test_triton_is_not_imported_when_operations_are() -> None:
     modules = "moesaic.ops.mixture, moesaic.ops.route, moesaic.ops.gpu.refusal"
-    result = _run("-c", f"import sys, {modules}; print('triton' in sys.modules)")
+    result = run_alone("-c", f"import sys, {modules}; print('triton' in sys.modules)")
     assert result.stdout.strip() == "False", result.stderr
