@@ -1,8 +1,9 @@
 """The gated MLP of every expert over its own rows: down(silu(gate(x)) * up(x)).
 
-Rows come grouped by expert. On CPU each expert is three matrix products straight into the shared result, and
-the gating runs once over all rows; the backward keeps only the input and the gate-up product and redoes the
-gating. On CUDA the products are torch's grouped ones, which need no expert counts on the host.
+Rows come grouped by expert. On CPU the compiled kernels do it; where there are none, each expert is three matrix
+products straight into the shared result, and the gating runs once over all rows; the backward keeps only the input
+and the gate-up product and redoes the gating. On CUDA the products are torch's grouped ones, which need no expert
+counts on the host.
 """
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from moesaic.errors import UnsupportedError
+from moesaic.ops.backend import choose_backend
+from moesaic.ops.cpu import mixture as compiled
+from moesaic.ops.tensor import check_tensor
 
 Weights = tuple[Tensor, Tensor]
 
@@ -27,16 +31,29 @@ def expert_mlp(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor)
         [N, D]. Memory: N (4F + D) elements, of which N (2F) live until the backward pass.
 
     Raises:
-        UnsupportedError: the dtypes differ.
+        UnsupportedError: a tensor has another shape, dtype or device.
     """
-    if not rows_ND.dtype == gate_up.dtype == down.dtype:
-        raise UnsupportedError(
-            f"expert_mlp got rows of {rows_ND.dtype} with weights of {gate_up.dtype} and {down.dtype}",
-            "cast all three to one dtype",
-        )
+    check_expert_mlp("rows_ND", rows_ND, gate_up, down)
+    check_tensor("counts_E", counts_E, (len(gate_up),), torch.int64, rows_ND.device)
+    if choose_backend("expert_mlp", rows_ND) == "compiled":
+        return compiled.mix_experts(rows_ND, None, gate_up, down, counts_E)
     if rows_ND.is_cuda:
         return _grouped_products(rows_ND, gate_up, down, counts_E)
     return _ExpertLoop.apply(rows_ND, gate_up, down, counts_E.tolist())
+
+
+def check_expert_mlp(name: str, rows_ND: Tensor, gate_up: Tensor, down: Tensor) -> None:
+    """Check rows, called `name` by the caller, and weights against each other.
+
+    Raises:
+        UnsupportedError: a shape, dtype or device is another.
+    """
+    if not rows_ND.is_floating_point():
+        raise UnsupportedError(f"{name} holds {rows_ND.dtype}", "give it in a floating dtype")
+    check_tensor(name, rows_ND, (None, None))
+    check_tensor("down", down, (None, rows_ND.shape[1], None), rows_ND.dtype, rows_ND.device)
+    num_experts, width, hidden_width = down.shape
+    check_tensor("gate_up", gate_up, (num_experts, 2 * hidden_width, width), rows_ND.dtype, rows_ND.device)
 
 
 def _grouped_products(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor) -> Tensor:

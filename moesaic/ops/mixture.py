@@ -5,8 +5,11 @@ It equals `permute`, `expert_mlp` and `combine` one after another, which is what
 
 from torch import Tensor
 
-from moesaic.ops.expert_mlp import expert_mlp
+from moesaic.ops.backend import choose_backend
+from moesaic.ops.cpu import mixture as compiled
+from moesaic.ops.expert_mlp import check_expert_mlp, expert_mlp
 from moesaic.ops.permute import Permutation, combine, permute
+from moesaic.ops.tensor import check_tensor
 
 
 def mix_experts(
@@ -20,6 +23,16 @@ def mix_experts(
         gate_up: [E, 2F, D] of the dtype of hidden_TD: gate rows, then up rows.
         down: [E, D, F].
         permutation: from `group_by_expert`.
+
+    Raises:
+        UnsupportedError: a tensor has another shape, dtype or device.
     """
+    check_expert_mlp("hidden_TD", hidden_TD, gate_up, down)
+    check_tensor("weights_N", weights_N, (len(permutation.inverse_N),), device=hidden_TD.device)
+    check_tensor("permutation.starts_T", permutation.starts_T, (len(hidden_TD),), device=hidden_TD.device)
+    check_tensor("permutation.counts_E", permutation.counts_E, (len(gate_up),), device=hidden_TD.device)
+    if choose_backend("mix_experts", hidden_TD) == "compiled":
+        routing = permutation.counts_E, permutation.token_ids_N, permutation.inverse_N, permutation.starts_T
+        return compiled.mix_experts(hidden_TD, weights_N, gate_up, down, *routing)
     rows_ND = permute(hidden_TD, permutation)
     return combine(expert_mlp(rows_ND, gate_up, down, permutation.counts_E), weights_N, permutation)

@@ -1,0 +1,240 @@
+// Packing and the work on finished sums, with 512-bit registers. One struct an element type; the product itself is
+// added by `avx512/` or `amx/`.
+#pragma once
+
+#include "vector.h"
+
+namespace {
+
+// Pack up to 16 rows, one a lane (null rows past `count`: zeros), into a panel: words of depth by lanes.
+inline void pack_lanes(const char* const* rows, int count, int64_t row_bytes, char* panel) {
+    for (int64_t at = 0; at < row_bytes; at += kStripBytes, panel += kPanelStripBytes) {
+        const __mmask64 mask = first64(row_bytes - at);
+        __m512i r[16];
+        for (int lane = 0; lane < 16; ++lane)
+            r[lane] = lane < count ? _mm512_maskz_loadu_epi8(mask, rows[lane] + at) : _mm512_setzero_si512();
+        transpose(r);
+        for (int word = 0; word < 16; ++word) _mm512_store_si512(panel + word * 64, r[word]);
+    }
+}
+
+template <class T>
+struct Panel;
+
+template <>
+struct Panel<float> {
+    static constexpr int kStripRows = 16;  // depth of a strip
+
+    // Pack rows [0, depth), one a depth, columns [0, columns) of at most 32, into two panels.
+    template <class RowAt>
+    static void pack_depth(RowAt&& row, int64_t depth, int columns, char* panel0, char* panel1) {
+        for (int64_t d = 0; d < round_up(depth, kStripRows); ++d) {
+            const int count = d < depth ? columns : 0;
+            const Pair x = load_pair(d < depth ? reinterpret_cast<const float*>(row(d)) : nullptr, count);
+            _mm512_store_ps(panel0 + d * 64, x.low);
+            _mm512_store_ps(panel1 + d * 64, x.high);
+        }
+    }
+
+    // Pack the same as a left block: one row a column, the depth along it.
+    template <class RowAt>
+    static void pack_transposed(RowAt&& row, int64_t depth, int columns, char* block) {
+        for (int64_t d = 0; d < depth; d += kStripRows, block += kLeftStripBytes) {
+            __m512i half0[16], half1[16];
+            for (int i = 0; i < 16; ++i) {
+                const bool inside = d + i < depth;
+                const Pair x = load_pair(inside ? reinterpret_cast<const float*>(row(d + i)) : nullptr, inside ? columns : 0);
+                half0[i] = _mm512_castps_si512(x.low), half1[i] = _mm512_castps_si512(x.high);
+            }
+            transpose(half0);
+            transpose(half1);
+            for (int i = 0; i < 16; ++i) {
+                _mm512_store_si512(block + i * 64, half0[i]);
+                _mm512_store_si512(block + (16 + i) * 64, half1[i]);
+            }
+        }
+    }
+
+    // Row `r` of C where lanes are columns that pack_depth made.
+    static Pair columns(const float* c, int r) {
+        return {_mm512_load_ps(c + r * kBlock), _mm512_load_ps(c + r * kBlock + 16)};
+    }
+
+    // Store two depths of 16 lanes where a panel keeps them; depth even.
+    static void store_lanes(char* panel, int64_t depth, __m512 first, __m512 second) {
+        _mm512_store_ps(panel + depth * 64, first);
+        _mm512_store_ps(panel + (depth + 1) * 64, second);
+    }
+
+    static void store16(float* to, int count, __m512 x) { _mm512_mask_storeu_ps(to, first16(count), x); }
+
+    static void stream_pair(float* to, int count, Pair x) { store_pair(to, count, x); }
+};
+
+template <>
+struct Panel<bfloat16> {
+    static constexpr int kStripRows = 32;
+
+    // Two rows of 32 columns as words (first row low), columns in the order that unpacking leaves:
+    // 0-3 8-11 16-19 24-27 and 4-7 12-15 20-23 28-31.
+    struct Words {
+        __m512i low, high;
+    };
+    template <class RowAt>
+    static Words pair_rows(RowAt&& row, int64_t d, int64_t depth, __mmask32 mask) {
+        const __m512i a = d < depth ? _mm512_maskz_loadu_epi16(mask, row(d)) : _mm512_setzero_si512();
+        const __m512i b = d + 1 < depth ? _mm512_maskz_loadu_epi16(mask, row(d + 1)) : _mm512_setzero_si512();
+        return {_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)};
+    }
+
+    template <class RowAt>
+    static void pack_depth(RowAt&& row, int64_t depth, int columns, char* panel0, char* panel1) {
+        const __mmask32 mask = first32(columns);
+        for (int64_t d = 0; d < round_up(depth, kStripRows); d += 2, panel0 += 64, panel1 += 64) {
+            const Words words = pair_rows(row, d, depth, mask);
+            _mm512_store_si512(panel0, words.low);
+            _mm512_store_si512(panel1, words.high);
+        }
+    }
+
+    template <class RowAt>
+    static void pack_transposed(RowAt&& row, int64_t depth, int columns, char* block) {
+        const __mmask32 mask = first32(columns);
+        for (int64_t d = 0; d < depth; d += kStripRows, block += kLeftStripBytes) {
+            __m512i low[16], high[16];
+            for (int i = 0; i < 16; ++i) {
+                const Words words = pair_rows(row, d + 2 * i, depth, mask);
+                low[i] = words.low, high[i] = words.high;
+            }
+            transpose(low);
+            transpose(high);
+            for (int i = 0; i < 16; ++i) {
+                const int column = i / 4 * 8 + i % 4;
+                _mm512_store_si512(block + column * 64, low[i]);
+                _mm512_store_si512(block + (column + 4) * 64, high[i]);
+            }
+        }
+    }
+
+    static Pair columns(const float* c, int r) {
+        const __m512i low = _mm512_load_si512(c + r * kBlock), high = _mm512_load_si512(c + r * kBlock + 16);
+        const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+        return {_mm512_castsi512_ps(_mm512_permutex2var_epi64(low, first, high)),
+                _mm512_castsi512_ps(_mm512_permutex2var_epi64(low, second, high))};
+    }
+
+    static void store_lanes(char* panel, int64_t depth, __m512 first, __m512 second) {
+        const __m512i words = narrow(first, second);
+        const __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words));
+        const __m512i b = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1));
+        _mm512_store_si512(panel + depth / 2 * 64, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+    }
+
+    static void store16(bfloat16* to, int count, __m512 x) {
+        _mm512_mask_storeu_epi16(to, first32(count < 16 ? count : 16), narrow(x, _mm512_setzero_ps()));
+    }
+
+    // Past the caches where a whole line is written.
+    static void stream_pair(bfloat16* to, int count, Pair x) {
+        if (count >= 32 && reinterpret_cast<uintptr_t>(to) % 64 == 0) _mm512_stream_si512((__m512i*)to, narrow(x.low, x.high));
+        else store_pair(to, count, x);
+    }
+};
+
+// What is done with finished sums.
+template <class T>
+struct Finish {
+    // C holds 16 gate rows over 16 up rows, tokens in lanes. Store silu(gate) * up at `depth` of up to two panels, and,
+    // where kept[lane] is given, gate and up themselves: `count` of each, `up_at` values apart.
+    static void gate(const float* c, int64_t depth, char* const* panels, int num_panels, T* const* kept, int num_kept,
+                     int count, int64_t up_at) {
+        for (int p = 0; p < num_panels; ++p)
+            for (int f = 0; f < kHalf; f += 2) {
+                const float* at = c + f * kBlock + p * kLanes;
+                const __m512 first = _mm512_mul_ps(silu(_mm512_load_ps(at)), _mm512_load_ps(at + kHalf * kBlock));
+                const __m512 second =
+                    _mm512_mul_ps(silu(_mm512_load_ps(at + kBlock)), _mm512_load_ps(at + kBlock + kHalf * kBlock));
+                Panel<T>::store_lanes(panels[p], depth + f, first, second);
+            }
+        if (kept == nullptr) return;
+        for (int half = 0; half < 2; ++half)
+            for (int p = 0; p < num_panels; ++p) {
+                __m512i r[16];
+                for (int f = 0; f < 16; ++f) r[f] = _mm512_load_si512(c + (half * kHalf + f) * kBlock + p * kLanes);
+                transpose(r);
+                for (int lane = 0; lane < 16 && p * kLanes + lane < num_kept; ++lane)
+                    Panel<T>::store16(kept[p * kLanes + lane] + half * up_at, count, _mm512_castsi512_ps(r[lane]));
+            }
+    }
+
+    // C holds 32 columns as rows, tokens in lanes. Store each token's columns.
+    static void store_tokens(const float* c, T* const* rows, int num_tokens, int columns) {
+        for (int p = 0; p * kLanes < num_tokens; ++p) {
+            __m512i low[16], high[16];
+            for (int i = 0; i < 16; ++i) {
+                low[i] = _mm512_load_si512(c + i * kBlock + p * kLanes);
+                high[i] = _mm512_load_si512(c + (kHalf + i) * kBlock + p * kLanes);
+            }
+            transpose(low);
+            transpose(high);
+            for (int lane = 0; lane < 16 && p * kLanes + lane < num_tokens; ++lane)
+                store_pair(rows[p * kLanes + lane], columns, {_mm512_castsi512_ps(low[lane]), _mm512_castsi512_ps(high[lane])});
+        }
+    }
+
+    // C holds rows, columns in lanes as pack_depth left them.
+    static void store_rows(const float* c, T* const* rows, int num_rows, int columns) {
+        for (int r = 0; r < num_rows; ++r) store_pair(rows[r], columns, Panel<T>::columns(c, r));
+    }
+    static void stream_rows(const float* c, T* first, int64_t row_step, int num_rows, int columns) {
+        for (int r = 0; r < num_rows; ++r) Panel<T>::stream_pair(first + r * row_step, columns, Panel<T>::columns(c, r));
+    }
+
+    // C holds, for each row, the gradient of the gated values before the routing weight. Given gate and up, store the
+    // gradients of gate and up and the weighted gated values; return in `dots` the row's share of the gradient of its weight.
+    static void gate_backward(const float* c, const T* const* gates, int64_t up_at, const float* weights, T* const* grads,
+                              T* const* gated, float* const* dots, int num_rows, int columns) {
+        for (int r = 0; r < num_rows; ++r) {
+            const Pair grad = Panel<T>::columns(c, r), gate = load_pair(gates[r], columns);
+            const Pair up = load_pair(gates[r] + up_at, columns);
+            Pair grad_gate, grad_up, value;
+            const __m512 weight = _mm512_set1_ps(weights[r]);
+            const __m512 dot0 = half_backward(grad.low, gate.low, up.low, weight, grad_gate.low, grad_up.low, value.low);
+            const __m512 dot1 = half_backward(grad.high, gate.high, up.high, weight, grad_gate.high, grad_up.high, value.high);
+            store_pair(grads[r], columns, grad_gate);
+            store_pair(grads[r] + up_at, columns, grad_up);
+            store_pair(gated[r], columns, value);
+            // Beyond the columns everything is zero, for the panels are.
+            *dots[r] = _mm512_reduce_add_ps(_mm512_add_ps(dot0, dot1));
+        }
+    }
+
+    // to = sum over the `count` rows that `ids` name of weight * row (weights null: 1), in their order.
+    static void sum_rows(const T* rows, const int64_t* ids, const float* weights, int64_t count, int64_t width, T* to) {
+        for (int64_t at = 0; at < width; at += 32) {
+            const int columns = width - at < 32 ? int(width - at) : 32;
+            Pair sum = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+            for (int64_t i = 0; i < count; ++i) {
+                const Pair x = load_pair(rows + ids[i] * width + at, columns);
+                const __m512 weight = _mm512_set1_ps(weights == nullptr ? 1.0f : weights[i]);
+                sum.low = _mm512_fmadd_ps(x.low, weight, sum.low);
+                sum.high = _mm512_fmadd_ps(x.high, weight, sum.high);
+            }
+            store_pair(to + at, columns, sum);
+        }
+    }
+
+   private:
+    static __m512 half_backward(__m512 grad, __m512 gate, __m512 up, __m512 weight, __m512& grad_gate, __m512& grad_up,
+                                __m512& value) {
+        const __m512 one = _mm512_set1_ps(1.0f), s = sigmoid(gate), activated = _mm512_mul_ps(gate, s);
+        const __m512 gated = _mm512_mul_ps(activated, up), weighted = _mm512_mul_ps(grad, weight);
+        const __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(gate, _mm512_sub_ps(one, s), one));
+        grad_up = _mm512_mul_ps(weighted, activated);
+        grad_gate = _mm512_mul_ps(_mm512_mul_ps(weighted, up), slope);
+        value = _mm512_mul_ps(gated, weight);
+        return _mm512_mul_ps(grad, gated);
+    }
+};
+
+}  // namespace

@@ -1,0 +1,84 @@
+// The shapes that all kernels share.
+//
+// Every product here is C = left * right over 64-byte *strips* of the depth, with float32 sums taken in the order of
+// the depth. The left operand is read by rows; a *block* of it is two halves of 16 rows. The right operand is packed
+// into *panels* of 16 lanes: a strip of a panel is 16 words of depth by 16 lanes, a word being one float or two
+// neighbouring bfloat16.
+//
+//      left: 32 rows                    right: 2 panels                 C: 32 rows x 32 lanes, float32
+//      half 0  [16 x strips x 64 B]     [strips][16 words][16 lanes]    [c0 | c1]
+//      half 1  [16 x strips x 64 B]     [strips][16 words][16 lanes]    [c2 | c3]
+//
+// Weights that are multiplied along their rows are the left operand where they lie: the checkpoint's own layout needs
+// no copy. Only tokens are packed. In the products of the backward pass the weights' rows are the depth; then the
+// weights are packed panel by panel, and each panel serves all tokens of its expert.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kHalf = 16;
+constexpr int kBlock = 32;
+constexpr int kStripBytes = 64;                           // of one left row
+constexpr int kPanelStripBytes = kStripBytes * kLanes;    // of one panel
+constexpr int kLeftStripBytes = kStripBytes * kBlock;     // of a packed left block
+
+using bfloat16 = uint16_t;  // the upper half of a float's bits
+
+// Where the rows of a left block stand: as they lie in a matrix, or packed strip by strip.
+struct Left {
+    const char* half[2];
+    ptrdiff_t row_step, strip_step;
+
+    static Left packed(const char* block) {
+        return {{block, block + kHalf * kStripBytes}, kStripBytes, kLeftStripBytes};
+    }
+    static Left in_place(const char* half0, const char* half1, ptrdiff_t row_bytes) {
+        return {{half0, half1}, row_bytes, kStripBytes};
+    }
+};
+
+// Weights to fetch into the cache while the present block is multiplied: rows of whole lines, `row_step` bytes apart,
+// some lines a strip.
+struct Ahead {
+    const char* row = nullptr;
+    int64_t lines_per_row = 0, line = 0;
+    ptrdiff_t row_step = 0;
+    int lines_per_strip = 0;
+
+    void fetch() {
+        for (int i = 0; i < lines_per_strip; ++i) {
+            __builtin_prefetch(row + line * kStripBytes, 0, 2);
+            if (++line == lines_per_row) line = 0, row += row_step;
+        }
+    }
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+inline int64_t strips_of(int64_t row_bytes) { return ceil_div(row_bytes, kStripBytes); }
+
+// Copy up to 16 rows (null: zeros) into a half of a packed left block, zeros after their end.
+inline void pack_half(const char* const* rows, int count, int64_t row_bytes, char* half) {
+    const int64_t strips = strips_of(row_bytes);
+    for (int64_t strip = 0; strip < strips; ++strip) {
+        const int64_t begin = strip * kStripBytes;
+        const int64_t bytes = row_bytes - begin < kStripBytes ? row_bytes - begin : kStripBytes;
+        char* to = half + strip * kLeftStripBytes;
+        for (int row = 0; row < kHalf; ++row, to += kStripBytes) {
+            if (row >= count) std::memset(to, 0, kStripBytes);
+            else if (bytes == kStripBytes) std::memcpy(to, rows[row] + begin, kStripBytes);
+            else {
+                std::memcpy(to, rows[row] + begin, bytes);
+                std::memset(to + bytes, 0, kStripBytes - bytes);
+            }
+        }
+    }
+}
+
+}  // namespace

@@ -1,0 +1,153 @@
+// The forward pass of `mixture.h`.
+#pragma once
+
+#include "mixture.h"
+
+namespace {
+
+template <class Isa>
+class MixtureForward : Mixture<Isa> {
+    using Base = Mixture<Isa>;
+    using typename Base::T;
+    using Base::D, Base::F, Base::down, Base::gate_up, Base::hidden, Base::kSize, Base::kStripValues, Base::m,
+        Base::num_threads;
+
+   public:
+    MixtureForward(const MoesaicMixture& mixture, void* scratch)
+        : Base(mixture),
+          in_strips(strips_of(D * kSize)),
+          mid_strips(strips_of(F * kSize)),
+          segments(m, Base::rows_together((D > F ? D : F) * kSize), false),
+          memory(scratch) {
+        gated = memory.template take<>(segments.num_panels() * mid_strips * kPanelStripBytes);
+        rows = m.token_ids == nullptr ? nullptr : memory.template take<T>(m.num_rows * D);
+        const int64_t most_panels = ceil_div(segments.longest(), kLanes);
+        for (int i = 0; i < num_threads; ++i)
+            threads.push_back({memory.template take<>(most_panels * in_strips * kPanelStripBytes),
+                               memory.template take<>((in_strips > mid_strips ? in_strips : mid_strips) * kLeftStripBytes),
+                               memory.template take<float>(kBlock * kBlock), -1});
+    }
+
+    int64_t scratch_bytes() const { return memory.used(); }
+
+    void run(T* out) {
+        const auto cost = [](const Segment& s) { return Base::strip_cost(s); };
+        Work gate_work(segments, mid_strips * kStripValues / kHalf, num_threads, cost);
+        Work down_work(segments, ceil_div(D, kBlock), num_threads, cost);
+        T* const to = rows == nullptr ? out : rows;
+        run_team(num_threads, [&](int i) {
+            Isa::begin();
+            gate_work.run(i, [&](int64_t s, int64_t block) { gate_block(gate_work, threads[i], s, block); });
+            barrier();
+            down_work.run(i, [&](int64_t s, int64_t block) { down_block(down_work, threads[i], s, block, to); });
+            Isa::end();
+            if (rows == nullptr) return;
+            barrier();
+            Base::sum_tokens(i, rows, m.weights, out);
+        });
+    }
+
+   private:
+    struct Thread {
+        char *tokens, *left;
+        float* c;
+        int64_t packed;  // the segment whose tokens are packed
+    };
+
+    void pack_tokens(Thread& thread, int64_t s) const {
+        if (thread.packed == s) return;
+        const Segment& segment = segments[s];
+        for (int64_t panel = 0; panel < segment.num_panels(); ++panel) {
+            const char* at[kLanes];
+            const int64_t first = panel * kLanes, left = segment.num_rows - first;
+            const int count = left < kLanes ? int(left) : kLanes;
+            for (int lane = 0; lane < count; ++lane)
+                at[lane] = reinterpret_cast<const char*>(hidden + Base::token_of(segment.first_row + first + lane) * D);
+            Isa::pack_lanes(at, count, D * kSize, thread.tokens + panel * in_strips * kPanelStripBytes);
+        }
+        thread.packed = s;
+    }
+
+    // A left block of two runs of `count` rows: in place where it fills its tiles, else copied with zeros around.
+    Left left_block(Thread& thread, const T* half0, int count0, const T* half1, int count1, int64_t width) const {
+        if (count0 == kHalf && count1 == kHalf && width % kStripValues == 0)
+            return Left::in_place(reinterpret_cast<const char*>(half0), reinterpret_cast<const char*>(half1), width * kSize);
+        const char* at[kHalf];
+        for (int half = 0; half < 2; ++half) {
+            const T* first = half == 0 ? half0 : half1;
+            const int count = half == 0 ? count0 : count1;
+            for (int row = 0; row < count; ++row) at[row] = reinterpret_cast<const char*>(first + row * width);
+            pack_half(at, count, width * kSize, thread.left + half * kHalf * kStripBytes);
+        }
+        return Left::packed(thread.left);
+    }
+
+    void gate_block(const Work& work, Thread& thread, int64_t s, int64_t block) const {
+        pack_tokens(thread, s);
+        const Segment& segment = segments[s];
+        const int64_t f = block * kHalf, left_rows = F - f;
+        const int count = left_rows < 0 ? 0 : left_rows < kHalf ? int(left_rows) : kHalf;
+        const T* gate = gate_up + (segment.expert * 2 * F + f) * D;
+        const Left left = left_block(thread, gate, count, gate + F * D, count, D);
+
+        Ahead ahead;
+        int64_t next_s = s, next_block = block;
+        if (work.next(next_s, next_block)) {
+            const T* next = gate_up + (segments[next_s].expert * 2 * F + next_block * kHalf) * D;
+            ahead = {reinterpret_cast<const char*>(next), kHalf * in_strips, 0, F * D * kSize,
+                     int(ceil_div(kBlock, segment.num_pairs()))};
+        }
+        for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {
+            const int64_t panel = 2 * pair;
+            const bool both = panel + 1 < segment.num_panels();
+            const char* tokens = thread.tokens + panel * in_strips * kPanelStripBytes;
+            Isa::multiply(left, in_strips, tokens, both ? tokens + in_strips * kPanelStripBytes : nullptr, thread.c, ahead);
+
+            char* to = gated + (segment.first_panel + panel) * mid_strips * kPanelStripBytes;
+            char* const panels[2] = {to, to + mid_strips * kPanelStripBytes};
+            T* kept[kBlock];
+            const int64_t first = segment.first_row + pair * kBlock, num_left = segment.num_rows - pair * kBlock;
+            const int num_kept = num_left < kBlock ? int(num_left) : kBlock;
+            if (m.gate_up_rows != nullptr)
+                for (int i = 0; i < num_kept; ++i) kept[i] = static_cast<T*>(m.gate_up_rows) + (first + i) * 2 * F + f;
+            Isa::Finish::gate(thread.c, f, panels, both ? 2 : 1, m.gate_up_rows == nullptr ? nullptr : kept, num_kept, count, F);
+        }
+    }
+
+    void down_block(const Work& work, Thread& thread, int64_t s, int64_t block, T* to) const {
+        const Segment& segment = segments[s];
+        const int64_t d = block * kBlock;
+        const int columns = D - d < kBlock ? int(D - d) : kBlock;
+        const int count0 = columns < kHalf ? columns : kHalf;
+        const T* weights = down + (segment.expert * D + d) * F;
+        const Left left = left_block(thread, weights, count0, weights + kHalf * F, columns - count0, F);
+
+        Ahead ahead;
+        int64_t next_s = s, next_block = block;
+        if (work.next(next_s, next_block)) {
+            const T* next = down + (segments[next_s].expert * D + next_block * kBlock) * F;
+            ahead = {reinterpret_cast<const char*>(next), kBlock * mid_strips, 0, 0, int(ceil_div(kBlock, segment.num_pairs()))};
+        }
+        for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {
+            const int64_t panel = segment.first_panel + 2 * pair;
+            const bool both = 2 * pair + 1 < segment.num_panels();
+            const char* tokens = gated + panel * mid_strips * kPanelStripBytes;
+            Isa::multiply(left, mid_strips, tokens, both ? tokens + mid_strips * kPanelStripBytes : nullptr, thread.c, ahead);
+
+            T* at[kBlock];
+            const int64_t num_left = segment.num_rows - pair * kBlock;
+            const int num_tokens = num_left < kBlock ? int(num_left) : kBlock;
+            for (int i = 0; i < num_tokens; ++i) at[i] = to + (segment.first_row + pair * kBlock + i) * D + d;
+            Isa::Finish::store_tokens(thread.c, at, num_tokens, columns);
+        }
+    }
+
+    const int64_t in_strips, mid_strips;
+    const Segments segments;
+    Scratch memory;
+    char* gated;
+    T* rows;
+    std::vector<Thread> threads;
+};
+
+}  // namespace

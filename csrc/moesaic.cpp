@@ -1,0 +1,100 @@
+// The C interface: finds the kernels of an instruction set and a dtype.
+#include "moesaic.h"
+
+#include <new>
+
+#include "cpu.h"
+#include "kernels.h"
+
+namespace {
+
+const char* accept() { return nullptr; }
+[[maybe_unused]] const char* refuse_unbuilt() { return "the compiler of this installation could not build it"; }
+
+struct InstructionSet {
+    const char* name;
+    const char* (*refusal)();
+    const Kernels* (*find)(int dtype);
+};
+
+#ifdef MOESAIC_WITHOUT_AVX512
+constexpr InstructionSet kAvx512 = {"avx512", refuse_unbuilt, nullptr};
+#else
+constexpr InstructionSet kAvx512 = {"avx512", refuse_avx512, avx512_kernels};
+#endif
+#ifdef MOESAIC_WITHOUT_AVX512_BF16
+constexpr InstructionSet kAvx512Bf16 = {"avx512_bf16", refuse_unbuilt, nullptr};
+#else
+constexpr InstructionSet kAvx512Bf16 = {"avx512_bf16", refuse_avx512_bf16, avx512_bf16_kernels};
+#endif
+#ifdef MOESAIC_WITHOUT_AMX
+constexpr InstructionSet kAmx = {"amx", refuse_unbuilt, nullptr};
+#else
+constexpr InstructionSet kAmx = {"amx", refuse_amx, amx_kernels};
+#endif
+
+constexpr InstructionSet kSets[] = {{"portable", accept, portable_kernels}, kAvx512, kAvx512Bf16, kAmx};
+constexpr int kNumSets = sizeof(kSets) / sizeof(kSets[0]);
+
+// Run body with the kernels asked for; turn what can go wrong into a number.
+template <class Body>
+int with_kernels(int isa, int dtype, Body&& body) {
+    if (isa < 0 || isa >= kNumSets || kSets[isa].refusal() != nullptr) return MOESAIC_BAD_ISA;
+    const Kernels* kernels = kSets[isa].find(dtype);
+    if (kernels == nullptr) return MOESAIC_BAD_DTYPE;
+    try {
+        body(*kernels);
+    } catch (const std::bad_alloc&) {
+        return MOESAIC_OUT_OF_MEMORY;
+    }
+    return MOESAIC_OK;
+}
+
+// Whether every index stays within its array: the kernels trust them.
+bool fits(const MoesaicMixture& m) {
+    int64_t rows = 0;
+    for (int64_t e = 0; e < m.num_experts; ++e) {
+        if (m.counts[e] < 0 || m.counts[e] > m.num_rows - rows) return false;
+        rows += m.counts[e];
+    }
+    if (rows != m.num_rows) return false;
+    if (m.token_ids == nullptr) return m.num_tokens == m.num_rows;
+    for (int64_t n = 0; n < m.num_rows; ++n) {
+        if (m.token_ids[n] < 0 || m.token_ids[n] >= m.num_tokens) return false;
+        if (m.inverse[n] < 0 || m.inverse[n] >= m.num_rows) return false;
+    }
+    int64_t before = 0;
+    for (int64_t t = 0; t < m.num_tokens; ++t) {
+        if (m.starts[t] < before || m.starts[t] > m.num_rows) return false;
+        before = m.starts[t];
+    }
+    return m.num_tokens == 0 ? m.num_rows == 0 : m.starts[0] == 0;
+}
+
+// The same for a mixture, whose routing is looked at first.
+template <class Body>
+int with_mixture(const MoesaicMixture& mixture, Body&& body) {
+    return fits(mixture) ? with_kernels(mixture.isa, mixture.dtype, body) : MOESAIC_BAD_ROUTING;
+}
+
+}  // namespace
+
+int moesaic_num_isas(void) { return kNumSets; }
+const char* moesaic_isa_name(int isa) { return kSets[isa].name; }
+const char* moesaic_isa_refusal(int isa) { return kSets[isa].refusal(); }
+
+int moesaic_mixture_forward_scratch(const MoesaicMixture* mixture, int64_t* bytes) {
+    return with_mixture(*mixture, [&](const Kernels& k) { *bytes = k.forward_scratch(*mixture); });
+}
+
+int moesaic_mixture_forward(const MoesaicMixture* mixture, void* out) {
+    return with_mixture(*mixture, [&](const Kernels& k) { k.forward(*mixture, out); });
+}
+
+int moesaic_mixture_backward_scratch(const MoesaicMixture* mixture, int64_t* bytes) {
+    return with_mixture(*mixture, [&](const Kernels& k) { *bytes = k.backward_scratch(*mixture); });
+}
+
+int moesaic_mixture_backward(const MoesaicMixture* mixture, const MoesaicMixtureGradients* gradients) {
+    return with_mixture(*mixture, [&](const Kernels& k) { k.backward(*mixture, *gradients); });
+}

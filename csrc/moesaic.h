@@ -1,0 +1,61 @@
+// The C interface of the kernels: raw pointers in, raw pointers out.
+//
+// All matrices are row-major and contiguous. bfloat16 values are passed as their bits. Nothing is allocated here but
+// what the `scratch` pointers name; a caller asks for the size first. Every function returns 0, or the number of a
+// `MOESAIC_...` error, and changes nothing it does not name. Results do not depend on `num_threads`.
+#ifndef MOESAIC_H
+#define MOESAIC_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MOESAIC_API __attribute__((visibility("default")))
+
+enum { MOESAIC_FLOAT32 = 0, MOESAIC_BFLOAT16 = 1 };
+enum { MOESAIC_OK = 0, MOESAIC_BAD_ISA = 1, MOESAIC_BAD_DTYPE = 2, MOESAIC_OUT_OF_MEMORY = 3, MOESAIC_BAD_ROUTING = 4 };
+
+// Instruction sets, slowest first: 0 .. moesaic_num_isas() - 1.
+MOESAIC_API int moesaic_num_isas(void);
+MOESAIC_API const char* moesaic_isa_name(int isa);
+// Why an instruction set cannot run here; null where it can.
+MOESAIC_API const char* moesaic_isa_refusal(int isa);
+
+// Shapes: T tokens, N rows (pairs of token and expert) grouped by expert, D width, F hidden width, E experts.
+typedef struct {
+    int32_t isa, dtype, num_threads;
+    int64_t num_tokens, num_rows, width, hidden_width, num_experts;
+    const int64_t* counts;     // [E] rows of each expert
+    const int64_t* token_ids;  // [N] token of each row; null: row n is token n, and nothing is summed
+    const int64_t* inverse;    // [N] row of each pair, pairs in token order; null with token_ids
+    const int64_t* starts;     // [T] first pair of each token; null with token_ids
+    const float* weights;      // [N] weight of each pair; null with token_ids
+    const void* hidden;        // [T, D]
+    const void* gate_up;       // [E, 2F, D] gate rows, then up rows
+    const void* down;          // [E, D, F]
+    void* gate_up_rows;        // [N, 2F] products before the gating, kept for the backward pass; null: not kept
+    void* scratch;             // 64-byte aligned
+} MoesaicMixture;
+
+// out [T, D] = sum over a token's pairs of weight * down(silu(gate(x)) * up(x)); without token_ids [N, D], the rows.
+MOESAIC_API int moesaic_mixture_forward_scratch(const MoesaicMixture* mixture, int64_t* bytes);
+MOESAIC_API int moesaic_mixture_forward(const MoesaicMixture* mixture, void* out);
+
+// Gradients of the same. A null result is left out.
+typedef struct {
+    const void* out;  // [T, D], or without token_ids [N, D]: what comes in
+    void* hidden;     // [T, D], or [N, D]
+    float* weights;   // [N] in the order of the pairs
+    void* gate_up;    // [E, 2F, D]
+    void* down;       // [E, D, F]
+} MoesaicMixtureGradients;
+MOESAIC_API int moesaic_mixture_backward_scratch(const MoesaicMixture* mixture, int64_t* bytes);
+MOESAIC_API int moesaic_mixture_backward(const MoesaicMixture* mixture, const MoesaicMixtureGradients* gradients);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

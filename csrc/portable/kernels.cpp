@@ -1,0 +1,10 @@
+#include "../kernels_of.h"
+#include "product.h"
+
+const Kernels* portable_kernels(int dtype) {
+    switch (dtype) {
+        case MOESAIC_FLOAT32: return &kKernelsOf<Portable<float>>;
+        case MOESAIC_BFLOAT16: return &kKernelsOf<Portable<bfloat16>>;
+        default: return nullptr;
+    }
+}

@@ -1,0 +1,40 @@
+"""What an operation asks of its tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moesaic.errors import UnsupportedError
+
+
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: Sequence[int | None],
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Check an argument.
+
+    Args:
+        name: as the caller of the operation wrote it.
+        shape: None where any size will do.
+
+    Raises:
+        UnsupportedError: the shape, dtype or device is another; the text names the argument, what was found and
+            what is accepted.
+    """
+    accepted = ", ".join("any" if size is None else str(size) for size in shape)
+    if tensor.dim() != len(shape) or any(
+        size is not None and size != found for size, found in zip(shape, tensor.shape, strict=True)
+    ):
+        raise UnsupportedError(f"{name} has the shape {tuple(tensor.shape)}", f"give it the shape ({accepted})")
+    if dtype is not None and tensor.dtype != dtype:
+        raise UnsupportedError(f"{name} holds {_plain(tensor.dtype)}", f"give it as {_plain(dtype)}")
+    if device is not None and tensor.device != device:
+        raise UnsupportedError(f"{name} is on {tensor.device}", f"bring it to {device}, where the other tensors are")
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
