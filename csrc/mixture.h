@@ -127,7 +127,7 @@ class Mixture {
     // How many rows to take together so that, `row_bytes` long, they fill half of a level-2 cache of 2 MiB: then each
     // weight is fetched once for many rows.
     static int64_t rows_together(int64_t row_bytes) {
-        const int64_t rows = (int64_t(1) << 20) / row_bytes / kBlock * kBlock;
+        const int64_t rows = (int64_t(1) << 20) / (row_bytes > 0 ? row_bytes : 1) / kBlock * kBlock;
         return rows < 128 ? 128 : rows > 512 ? 512 : rows;
     }
 
@@ -139,7 +139,7 @@ class Mixture {
 
     // Sum each token's rows, weighted or not, on all threads.
     void sum_tokens(int thread, const T* rows, const float* weights, T* out) const {
-        const int64_t begin = m.num_tokens * thread / num_threads, end = m.num_tokens * (thread + 1) / num_threads;
+        const int64_t team = team_size(), begin = m.num_tokens * thread / team, end = m.num_tokens * (thread + 1) / team;
         for (int64_t t = begin; t < end; ++t) {
             const int64_t first = m.starts[t], last = t + 1 < m.num_tokens ? m.starts[t + 1] : m.num_rows;
             Isa::Finish::sum_rows(rows, m.inverse + first, weights == nullptr ? nullptr : weights + first, last - first, D,

@@ -11,7 +11,9 @@ class MixtureBackward : Mixture<Isa> {
     using typename Base::T;
     using Base::D, Base::F, Base::down, Base::gate_up, Base::hidden, Base::kSize, Base::kStripValues, Base::m,
         Base::num_threads;
-    static constexpr int64_t kGroup = 128;  // columns of weights that are packed together
+    // Weights are packed in tiles of depth by columns: wide, as memory is fast only along a row, and small enough that
+    // the tile, the rows' share of the depth and the sums lie in a level-2 cache of 2 MiB together.
+    static constexpr int64_t kColumns = 1024, kDepth = 256;
 
    public:
     MixtureBackward(const MoesaicMixture& mixture, void* scratch)
@@ -28,14 +30,15 @@ class MixtureBackward : Mixture<Isa> {
         const int64_t row_strips = ceil_div(experts.longest(), Isa::Panel::kStripRows);
         group_of_rows = (int64_t(1) << 19) / (row_strips + 1) / (2 * kPanelStripBytes) * kBlock;
         group_of_rows = group_of_rows < kBlock ? kBlock : group_of_rows > 1024 ? 1024 : group_of_rows;
-        const int64_t panels_bytes = depth_strips * (kGroup / kLanes) * kPanelStripBytes;
+        const int64_t panels_bytes = kColumns / kLanes * kTilePanelBytes;
+        const int64_t num_sums = ceil_div(segments.longest(), kBlock) * kColumns * kBlock;
         const int64_t row_panels_bytes = row_strips * (group_of_rows / kLanes) * kPanelStripBytes;
         const int64_t left_bytes = ceil_div(segments.longest(), kBlock) * depth_strips * kLeftStripBytes;
         const int64_t transposed_bytes = row_strips * kLeftStripBytes;
         for (int i = 0; i < num_threads; ++i)
             threads.push_back({memory.template take<>(left_bytes > transposed_bytes ? left_bytes : transposed_bytes),
                                memory.template take<>(panels_bytes > row_panels_bytes ? panels_bytes : row_panels_bytes),
-                               memory.template take<float>(kBlock * kBlock), -1});
+                               memory.template take<float>(num_sums), -1});
     }
 
     int64_t scratch_bytes() const { return memory.used(); }
@@ -45,8 +48,8 @@ class MixtureBackward : Mixture<Isa> {
         for (int64_t p = 0; p < m.num_rows; ++p) row_weights[row_of(p)] = m.weights == nullptr ? 1.0f : m.weights[p];
         const auto cost = [](const Segment& s) { return Base::strip_cost(s); };
         const auto weights_cost = [](const Segment& s) { return 600 + 64.0 * double(s.num_pairs()); };
-        Work gated_work(segments, ceil_div(F, kGroup), num_threads, cost);
-        Work hidden_work(segments, g.hidden == nullptr ? 0 : ceil_div(D, kGroup), num_threads, cost);
+        Work gated_work(segments, ceil_div(F, kColumns), num_threads, cost);
+        Work hidden_work(segments, g.hidden == nullptr ? 0 : ceil_div(D, kColumns), num_threads, cost);
         Work down_work(experts, g.down == nullptr ? 0 : ceil_div(F, group_of_rows), num_threads, weights_cost);
         Work gate_up_work(experts, g.gate_up == nullptr ? 0 : ceil_div(D, group_of_rows), num_threads, weights_cost);
         T* const hidden_rows = grad_rows == nullptr ? static_cast<T*>(g.hidden) : grad_rows;
@@ -54,10 +57,10 @@ class MixtureBackward : Mixture<Isa> {
         run_team(num_threads, [&](int i) {
             Thread& thread = threads[i];
             Isa::begin();
-            gated_work.run(i, [&](int64_t s, int64_t block) { gated_group(thread, s, block * kGroup); });
+            gated_work.run(i, [&](int64_t s, int64_t block) { gated_group(thread, s, block * kColumns); });
             barrier();
             thread.packed = -1;
-            hidden_work.run(i, [&](int64_t s, int64_t block) { hidden_group(thread, s, block * kGroup, hidden_rows); });
+            hidden_work.run(i, [&](int64_t s, int64_t block) { hidden_group(thread, s, block * kColumns, hidden_rows); });
             down_work.run(i, [&](int64_t e, int64_t block) {
                 weight_group(thread, experts[e], D, [&](int64_t row) { return grad_out + Base::token_of(row) * D; }, F,
                              [&](int64_t row) { return gated_rows + row * F; }, block * group_of_rows,
@@ -76,6 +79,9 @@ class MixtureBackward : Mixture<Isa> {
     }
 
    private:
+    // Of a panel of such a tile; one line more than it fills, or all panels would share the sets of a cache.
+    static constexpr int64_t kTilePanelBytes = kDepth / Isa::Panel::kStripRows * kPanelStripBytes + kStripBytes;
+
     struct Thread {
         char *left, *panels;
         float* c;
@@ -101,35 +107,42 @@ class MixtureBackward : Mixture<Isa> {
         thread.packed = s;
     }
 
-    // Multiply a segment's packed rows with columns [begin, begin + kGroup) of weights [depth, width];
-    // finish(pair, column, columns) for each block of sums.
+    // Multiply a segment's packed rows with columns [begin, begin + kColumns) of weights [depth, width];
+    // finish(c, pair, column, columns) for each block of sums.
     template <class Done>
     void multiply_columns(Thread& thread, int64_t s, const T* weights, int64_t depth, int64_t width, int64_t begin,
                           Done&& finish) const {
-        const int64_t strips = ceil_div(depth, Isa::Panel::kStripRows), panel_bytes = strips * kPanelStripBytes;
-        const int64_t end = begin + kGroup < width ? begin + kGroup : width;
-        char* panels = thread.panels;
-        for (int64_t column = begin; column < end; column += kBlock, panels += 2 * panel_bytes) {
-            const int columns = end - column < kBlock ? int(end - column) : kBlock;
-            Isa::Panel::pack_depth([&](int64_t d) { return weights + d * width + column; }, depth, columns, panels,
-                                   panels + panel_bytes);
-        }
+        const int64_t left_strips = ceil_div(depth, Isa::Panel::kStripRows);
+        const int64_t columns = width - begin < kColumns ? width - begin : kColumns, num_blocks = ceil_div(columns, kBlock);
+        const int64_t num_pairs = segments[s].num_pairs();
         Ahead nothing;
-        for (int64_t pair = 0; pair < segments[s].num_pairs(); ++pair) {
-            const Left left = Left::packed(thread.left + pair * strips * kLeftStripBytes);
-            panels = thread.panels;
-            for (int64_t column = begin; column < end; column += kBlock, panels += 2 * panel_bytes) {
-                Isa::multiply(left, strips, panels, panels + panel_bytes, thread.c, nothing);
-                finish(pair, column, end - column < kBlock ? int(end - column) : kBlock);
+        for (int64_t d = 0; d < depth; d += kDepth) {
+            const int64_t tile_depth = depth - d < kDepth ? depth - d : kDepth;
+            const int64_t strips = ceil_div(tile_depth, Isa::Panel::kStripRows), first_strip = d / Isa::Panel::kStripRows;
+            Isa::Panel::pack_depth([&](int64_t i) { return weights + (d + i) * width + begin; }, tile_depth, columns,
+                                   thread.panels, kTilePanelBytes);
+            for (int64_t pair = 0; pair < num_pairs; ++pair) {
+                const Left left = Left::packed(thread.left + (pair * left_strips + first_strip) * kLeftStripBytes);
+                for (int64_t block = 0; block < num_blocks; ++block) {
+                    const char* panel = thread.panels + 2 * block * kTilePanelBytes;
+                    float* c = thread.c + (pair * num_blocks + block) * kBlock * kBlock;
+                    Isa::multiply(left, strips, panel, panel + kTilePanelBytes, c, d > 0, nothing);
+                }
             }
         }
+        for (int64_t pair = 0; pair < num_pairs; ++pair)
+            for (int64_t block = 0; block < num_blocks; ++block) {
+                const int64_t left = columns - block * kBlock;
+                finish(thread.c + (pair * num_blocks + block) * kBlock * kBlock, pair, begin + block * kBlock,
+                       left < kBlock ? int(left) : int(kBlock));
+            }
     }
 
     void gated_group(Thread& thread, int64_t s, int64_t begin) const {
         const Segment& segment = segments[s];
         pack_rows(thread, s, D, [&](int64_t row) { return grad_out + Base::token_of(row) * D; });
         const int64_t num_blocks = ceil_div(F, kBlock);
-        multiply_columns(thread, s, down + segment.expert * D * F, D, F, begin, [&](int64_t pair, int64_t f, int columns) {
+        multiply_columns(thread, s, down + segment.expert * D * F, D, F, begin, [&](const float* c, int64_t pair, int64_t f, int columns) {
             const T* gates[kBlock];
             T *grads[kBlock], *gated[kBlock];
             float* dot[kBlock];
@@ -141,7 +154,7 @@ class MixtureBackward : Mixture<Isa> {
                 gated[i] = gated_rows + (first + i) * F + f;
                 dot[i] = dots + (first + i) * num_blocks + f / kBlock;
             }
-            Isa::Finish::gate_backward(thread.c, gates, F, row_weights + first, grads, gated, dot, count, columns);
+            Isa::Finish::gate_backward(c, gates, F, row_weights + first, grads, gated, dot, count, columns);
         });
     }
 
@@ -149,12 +162,12 @@ class MixtureBackward : Mixture<Isa> {
         const Segment& segment = segments[s];
         pack_rows(thread, s, 2 * F, [&](int64_t row) { return grad_gate_up_rows + row * 2 * F; });
         multiply_columns(thread, s, gate_up + segment.expert * 2 * F * D, 2 * F, D, begin,
-                         [&](int64_t pair, int64_t d, int columns) {
+                         [&](const float* c, int64_t pair, int64_t d, int columns) {
                              T* at[kBlock];
                              const int64_t num_left = segment.num_rows - pair * kBlock;
                              const int count = num_left < kBlock ? int(num_left) : kBlock;
                              for (int i = 0; i < count; ++i) at[i] = to + (segment.first_row + pair * kBlock + i) * D + d;
-                             Isa::Finish::store_rows(thread.c, at, count, columns);
+                             Isa::Finish::store_rows(c, at, count, columns);
                          });
     }
 
@@ -170,27 +183,25 @@ class MixtureBackward : Mixture<Isa> {
             return;
         }
         const int64_t strips = ceil_div(segment.num_rows, Isa::Panel::kStripRows), panel_bytes = strips * kPanelStripBytes;
-        char* panels = thread.panels;
-        for (int64_t column = begin; column < end; column += kBlock, panels += 2 * panel_bytes)
-            Isa::Panel::pack_depth([&](int64_t i) { return right_row(segment.first_row + i) + column; }, segment.num_rows,
-                                   end - column < kBlock ? int(end - column) : kBlock, panels, panels + panel_bytes);
+        Isa::Panel::pack_depth([&](int64_t i) { return right_row(segment.first_row + i) + begin; }, segment.num_rows,
+                               end - begin, thread.panels, panel_bytes);
         Ahead nothing;
         for (int64_t h = 0; h < height; h += kBlock) {
             const int count = height - h < kBlock ? int(height - h) : kBlock;
             Isa::Panel::pack_transposed([&](int64_t i) { return left_row(segment.first_row + i) + h; }, segment.num_rows, count,
                                         thread.left);
-            panels = thread.panels;
-            for (int64_t column = begin; column < end; column += kBlock, panels += 2 * panel_bytes) {
-                Isa::multiply(Left::packed(thread.left), strips, panels, panels + panel_bytes, thread.c, nothing);
+            const char* panel = thread.panels;
+            for (int64_t column = begin; column < end; column += kBlock, panel += 2 * panel_bytes) {
+                Isa::multiply(Left::packed(thread.left), strips, panel, panel + panel_bytes, thread.c, false, nothing);
                 Isa::Finish::stream_rows(thread.c, to + h * width + column, width, count,
-                                         end - column < kBlock ? int(end - column) : kBlock);
+                                         end - column < kBlock ? int(end - column) : int(kBlock));
             }
         }
     }
 
     void sum_dots(int thread, float* grad_weights) const {
-        const int64_t blocks = ceil_div(F, kBlock);
-        for (int64_t p = m.num_rows * thread / num_threads; p < m.num_rows * (thread + 1) / num_threads; ++p) {
+        const int64_t blocks = ceil_div(F, kBlock), team = team_size();
+        for (int64_t p = m.num_rows * thread / team; p < m.num_rows * (thread + 1) / team; ++p) {
             const float* at = dots + row_of(p) * blocks;
             float sum = 0.0f;
             for (int64_t b = 0; b < blocks; ++b) sum += at[b];

@@ -88,6 +88,15 @@ inline int clamp_threads(int num_threads) {
 #endif
 }
 
+// How many threads the present team has, which may be fewer than were asked for.
+inline int team_size() {
+#ifdef _OPENMP
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
+
 inline void barrier() {
 #ifdef _OPENMP
 #pragma omp barrier
@@ -95,7 +104,7 @@ inline void barrier() {
 }
 
 // Call body(thread) on every thread of a team. Should the team come out smaller, the queues still empty: a thread that
-// is not there is helped.
+// is not there is helped. What is cut evenly instead has to ask for `team_size`.
 template <class Body>
 void run_team(int num_threads, Body&& body) {
 #ifdef _OPENMP

@@ -3,8 +3,10 @@
 It equals `permute`, `expert_mlp` and `combine` one after another, which is what runs where no kernel fuses them.
 """
 
+import torch
 from torch import Tensor
 
+from moesaic.errors import UnsupportedError
 from moesaic.ops.backend import choose_backend
 from moesaic.ops.cpu import mixture as compiled
 from moesaic.ops.expert_mlp import check_expert_mlp, expert_mlp
@@ -28,9 +30,14 @@ def mix_experts(
         UnsupportedError: a tensor has another shape, dtype or device.
     """
     check_expert_mlp("hidden_TD", hidden_TD, gate_up, down)
-    check_tensor("weights_N", weights_N, (len(permutation.inverse_N),), device=hidden_TD.device)
-    check_tensor("permutation.starts_T", permutation.starts_T, (len(hidden_TD),), device=hidden_TD.device)
-    check_tensor("permutation.counts_E", permutation.counts_E, (len(gate_up),), device=hidden_TD.device)
+    sizes = {"token_ids_N": None, "inverse_N": len(permutation.token_ids_N)}
+    sizes |= {"starts_T": len(hidden_TD), "counts_E": len(gate_up)}
+    for name, size in sizes.items():
+        tensor = getattr(permutation, name)
+        check_tensor(f"permutation.{name}", tensor, (size,), torch.int64, hidden_TD.device)
+    check_tensor("weights_N", weights_N, (sizes["inverse_N"],), device=hidden_TD.device)
+    if not weights_N.is_floating_point():
+        raise UnsupportedError(f"weights_N holds {weights_N.dtype}", "give it in a floating dtype")
     if choose_backend("mix_experts", hidden_TD) == "compiled":
         routing = permutation.counts_E, permutation.token_ids_N, permutation.inverse_N, permutation.starts_T
         return compiled.mix_experts(hidden_TD, weights_N, gate_up, down, *routing)

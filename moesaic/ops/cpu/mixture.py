@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,11 +77,11 @@ def _forward(
     starts: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    hidden, gate_up, down = hidden.contiguous(), gate_up.contiguous(), down.contiguous()
     num_rows = len(hidden) if token_ids is None else len(token_ids)
     kept = hidden.new_empty((num_rows, gate_up.shape[1]) if keep else (0,))
-    out = torch.empty_like(hidden)
-    mixture = _describe(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
+    out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    inputs = _contiguous(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
+    mixture = _describe(*inputs)
     if keep:
         mixture.gate_up_rows = kept.data_ptr()
     library = _library()
@@ -103,17 +104,13 @@ def _backward(
     kept: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_out, hidden, gate_up, down = (
-        grad_out.contiguous(),
-        hidden.contiguous(),
-        gate_up.contiguous(),
-        down.contiguous(),
-    )
-    mixture = _describe(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
+    grad_out = grad_out.contiguous()
+    inputs = _contiguous(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
+    mixture = _describe(*inputs)
     mixture.gate_up_rows = kept.data_ptr()
     results = [
         torch.empty_like(tensor) if need and tensor is not None else hidden.new_empty(0)
-        for tensor, need in zip((hidden, weights, gate_up, down), needed, strict=True)
+        for tensor, need in zip(inputs[:4], needed, strict=True)
     ]
     pointers = [result.data_ptr() if need else None for result, need in zip(results, needed, strict=True)]
     gradients = _Gradients(grad_out.data_ptr(), *pointers)
@@ -123,6 +120,16 @@ def _backward(
     status = library.moesaic_mixture_backward(ctypes.byref(mixture), ctypes.byref(gradients))
     check_status(status, "differentiating the mixture of experts")
     return results[0], results[1], results[2], results[3]
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    """Return the tensors as the kernels read them; the caller keeps them alive."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    """Return where a tensor lies: an empty one, which lies nowhere, anywhere, for a null means that there is none."""
+    return None if tensor is None else tensor.data_ptr() or _ALIGNMENT
 
 
 def _describe(
@@ -138,7 +145,7 @@ def _describe(
     chosen = choose_instruction_set()
     assert isinstance(chosen, InstructionSet), "the caller asked explain_refusal"
     num_rows = len(hidden) if token_ids is None else len(token_ids)
-    routing = [None if tensor is None else tensor.data_ptr() for tensor in (token_ids, inverse, starts, weights)]
+    routing = [_address(tensor) for tensor in (token_ids, inverse, starts, weights)]
     matrices = hidden.data_ptr(), gate_up.data_ptr(), down.data_ptr()
     sizes = len(hidden), num_rows, hidden.shape[1], down.shape[2], len(counts)
     options = chosen.number, _DTYPES[hidden.dtype], torch.get_num_threads()
