@@ -31,7 +31,7 @@ def expert_mlp(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor)
         [N, D]. Memory: N (4F + D) elements, of which N (2F) live until the backward pass.
 
     Raises:
-        UnsupportedError: a tensor has another shape, dtype or device.
+        UnsupportedError: a tensor has another shape, dtype or device, or counts_E does not sum to N.
     """
     check_expert_mlp("rows_ND", rows_ND, gate_up, down)
     check_tensor("counts_E", counts_E, (len(gate_up),), torch.int64, rows_ND.device)
@@ -39,7 +39,10 @@ def expert_mlp(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor)
         return compiled.mix_experts(rows_ND, None, gate_up, down, counts_E)
     if rows_ND.is_cuda:
         return _grouped_products(rows_ND, gate_up, down, counts_E)
-    return _ExpertLoop.apply(rows_ND, gate_up, down, counts_E.tolist())
+    counts = counts_E.tolist()
+    if min(counts, default=0) < 0 or sum(counts) != len(rows_ND):
+        raise UnsupportedError(f"counts_E does not fit the {len(rows_ND)} rows", "make it with group_by_expert")
+    return _ExpertLoop.apply(rows_ND, gate_up, down, counts)
 
 
 def check_expert_mlp(name: str, rows_ND: Tensor, gate_up: Tensor, down: Tensor) -> None:

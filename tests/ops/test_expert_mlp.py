@@ -11,6 +11,8 @@ from moesaic.ops import expert_mlp as op
 from moesaic.ops.expert_mlp import expert_mlp
 from moesaic.ops.reference import expert_mlp as oracle
 from moesaic.testing.tolerance import is_close
+from tests.ops.computer import each_computer
+from tests.ops.conftest import Computer
 
 COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=7)
 
@@ -50,12 +52,36 @@ def test_expert_mlp_gradients_equal_finite_differences_when_counts_are(counts: l
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_expert_mlp_stays_near_float64_when_computed_in(dtype: torch.dtype) -> None:
-    counts_E = torch.tensor([3, 0, 5])
-    inputs = _inputs([3, 0, 5], dtype=dtype)
-    expected = oracle.expert_mlp(*(each.double() for each in inputs), counts_E)
-    assert is_close(expert_mlp(*inputs, counts_E), expected)
+# Rows of each expert, D and F; why such sizes are awkward, testing/cases.py tells.
+SHAPES = {
+    "one row": ([0, 1, 0], 32, 16),
+    "rows beside a tile": ([15, 16, 0, 17, 31, 32, 33, 1], 48, 48),
+    "odd widths": ([3, 0, 20], 37, 19),
+    "one value": ([2, 1], 1, 1),
+    "cut into segments": ([0, 1030], 65, 33),
+    "wide": ([3, 2], 1057, 40),
+    "no rows": ([0, 0], 32, 16),
+    "no experts": ([], 32, 16),
+    "no width": ([2], 0, 0),
+}
+
+
+@each_computer
+@pytest.mark.parametrize("name", SHAPES)
+def test_expert_mlp_and_gradients_stay_near_float64_when_the_shape_is(name: str, computer: Computer) -> None:
+    counts, width, hidden_width = SHAPES[name]
+    counts_E = torch.tensor(counts, dtype=torch.int64)
+    rows_ND, gate_up, down = (each.detach() for each in _inputs(counts, width, hidden_width))
+    scaled = rows_ND, gate_up / max(width, 1) ** 0.5, down / max(hidden_width, 1) ** 0.5
+    inputs = [each.to(computer.dtype).requires_grad_() for each in scaled]
+    doubles = [each.detach().double().requires_grad_() for each in inputs]
+    found, expected = expert_mlp(*inputs, counts_E), oracle.expert_mlp(*doubles, counts_E)
+    assert found.dtype == computer.dtype
+    assert is_close(found, expected)
+    grad_ND = torch.randn(sum(counts), width).to(computer.dtype)
+    grads = torch.autograd.grad(found, inputs, grad_ND)
+    exact = torch.autograd.grad(expected, doubles, grad_ND.double(), allow_unused=True, materialize_grads=True)
+    assert all(is_close(mine, theirs) for mine, theirs in zip(grads, exact, strict=True))
 
 
 def test_grouped_products_equal_the_loop_when_widths_are_aligned() -> None:
