@@ -116,7 +116,7 @@ class MixtureBackward : Mixture<Isa> {
         const int64_t columns = width - begin < kColumns ? width - begin : kColumns, num_blocks = ceil_div(columns, kBlock);
         const int64_t num_pairs = segments[s].num_pairs();
         Ahead nothing;
-        for (int64_t d = 0; d < depth; d += kDepth) {
+        for (int64_t d = 0; d == 0 || d < depth; d += kDepth) {  // once even without depth, for sums of nothing are zeros
             const int64_t tile_depth = depth - d < kDepth ? depth - d : kDepth;
             const int64_t strips = ceil_div(tile_depth, Isa::Panel::kStripRows), first_strip = d / Isa::Panel::kStripRows;
             Isa::Panel::pack_depth([&](int64_t i) { return weights + (d + i) * width + begin; }, tile_depth, columns,
