@@ -9,6 +9,7 @@ from moesaic.nn.cache import KVCache
 from moesaic.nn.decoder import Decoder, DecoderOutput
 from moesaic.nn.linear import Linear
 from moesaic.nn.moe.layer import MoELayer
+from moesaic.ops.linear_cross_entropy import linear_cross_entropy
 
 
 class LanguageModel(nn.Module):
@@ -40,6 +41,11 @@ class LanguageModel(nn.Module):
         if self.head is not None:
             return self.head(hidden)
         return functional.linear(hidden, self.decoder.embedding.weight.to(hidden.dtype))
+
+    def cross_entropy_sum(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        """Return the summed cross-entropy of labels, in nats, without the logits; labels of -100 count nowhere."""
+        weight = self.decoder.embedding.weight if self.head is None else self.head.weight
+        return linear_cross_entropy(hidden_BSD.flatten(0, 1), weight, labels_BS.flatten())
 
     def new_cache(self, batch: int, num_slots: int) -> KVCache:
         """Return an empty cache for this many sequences and positions."""

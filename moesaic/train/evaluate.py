@@ -7,7 +7,7 @@ import torch
 from moesaic.config.train import TrainConfig
 from moesaic.data.loader import Batch, Loader
 from moesaic.models.model import LanguageModel
-from moesaic.ops.loss import IGNORED_LABEL, cross_entropy_sum
+from moesaic.ops.loss import IGNORED_LABEL
 
 
 def held_out_batches(loader: Loader, config: TrainConfig) -> list[Batch]:
@@ -22,6 +22,6 @@ def evaluate(model: LanguageModel, batches: Iterable[Batch]) -> float:
     total, num_labels = 0.0, 0
     for batch in batches:
         hidden_BSD = model.decode(batch.ids_BS, batch.positions_BS, batch.document_ids_BS).hidden_BSD
-        total += float(cross_entropy_sum(model.logits(hidden_BSD).flatten(0, 1), batch.labels_BS.flatten()))
+        total += float(model.cross_entropy_sum(hidden_BSD, batch.labels_BS))
         num_labels += int((batch.labels_BS != IGNORED_LABEL).sum())
     return total / max(1, num_labels)

@@ -13,7 +13,7 @@ from moesaic.errors import TrainingError
 from moesaic.models.model import LanguageModel
 from moesaic.nn.moe.balance import update_selection_bias
 from moesaic.nn.moe.load import ExpertLoad, merge_loads
-from moesaic.ops.loss import IGNORED_LABEL, cross_entropy_sum
+from moesaic.ops.loss import IGNORED_LABEL
 from moesaic.optim.schedule import learning_rate
 
 
@@ -72,7 +72,7 @@ def _accumulate_gradients(
     coefficients = {"balance_loss": config.model.router_aux_loss_coef, "z_loss": config.model.router_z_loss_coef}
     for part in _micro_batches(batch, config.train.micro_batch):
         output = model.decode(part.ids_BS, part.positions_BS, part.document_ids_BS)
-        summed = cross_entropy_sum(model.logits(output.hidden_BSD).flatten(0, 1), part.labels_BS.flatten())
+        summed = model.cross_entropy_sum(output.hidden_BSD, part.labels_BS)
         share = part.ids_BS.numel() / batch.ids_BS.numel()
         objective: Tensor = summed / max(1, num_labels)
         for name, value in output.losses.items():
