@@ -85,7 +85,9 @@ def draw_mixture(case: MixtureCase, dtype: torch.dtype, seed: int = 0) -> Mixtur
         draw(E, D, F, scale=max(F, 1) ** -0.5),
     )
     grad_TD = draw(len(case.chosen), D)
-    return MixtureInputs(*(leaf.requires_grad_() for leaf in leaves), group_chosen(case.chosen, E), grad_TD)
+    for leaf in leaves:
+        leaf.requires_grad_()
+    return MixtureInputs(*leaves, group_chosen(case.chosen, E), grad_TD)
 
 
 def choose_at_random(num_tokens: int, num_experts: int, num_choices: int) -> Chosen:
