@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 from moesaic.cli.bench import bench_app
 from moesaic.cli.convert import convert
 from moesaic.cli.demo import demo
+from moesaic.cli.doctor import doctor
 from moesaic.cli.generate import generate
 from moesaic.cli.inspect import inspect
 from moesaic.cli.output import report_error, report_usage
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for command in (demo, train, generate, inspect, convert):
+for command in (demo, train, generate, inspect, convert, doctor):
     app.command()(command)
 app.add_typer(bench_app)
 

@@ -22,6 +22,7 @@ except SystemExit as end:
     [
         (["--help"], 0),
         (["train", "--help"], 0),
+        (["doctor", "--help"], 0),
         (["bench", "train", "--help"], 0),
         (["train", "nowhere.toml"], 2),
         (["train", "recipe.toml", "--set", "model.hidden_sise=3"], 2),

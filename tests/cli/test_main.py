@@ -36,6 +36,7 @@ COMMANDS = {
     },
     "inspect": {"model", "--json"},
     "convert": {"source", "target", "--to", "--dtype"},
+    "doctor": {"--json"},
     "bench train": {"--repeats", "--out"},
     "bench ops": {"--repeats", "--out", "--case", "--peers"},
 }

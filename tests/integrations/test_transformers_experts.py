@@ -217,7 +217,7 @@ def test_gradients_reach_adapters_when_weights_are_parametrised() -> None:
 
 def test_second_derivatives_raise_when_asked_for() -> None:
     experts, routing = build_experts(), draw_routing()
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, UnsupportedError)):  # of torch's own functions, of the compiled kernels
         torch.autograd.grad(call(experts, NAME, routing).sum(), routing[0], create_graph=True)[0].sum().backward()
 
 
