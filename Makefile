@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
 BIN := $(VENV)/bin
+# What an installation is made of, besides Python files, which are used in place.
+INSTALLED := pyproject.toml setup.py $(shell find csrc -path csrc/tests -prune -o \( -name '*.cpp' -o -name '*.h' \) -print)
 
 .PHONY: demo test format lint types unit bench peers clean
 
@@ -25,6 +27,7 @@ types: $(VENV)/dev.done
 
 unit: $(VENV)/dev.done
 	$(BIN)/pytest -n auto
+	MOESAIC_ISA=none $(BIN)/pytest -n auto tests/nn tests/ops --ignore=tests/ops/gpu --ignore-glob='*/test_mixture*'
 
 bench: $(VENV)/dev.done
 	$(BIN)/moesaic bench train
@@ -36,17 +39,21 @@ peers: $(PEERS)/deepspeed.done
 clean:
 	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/core.done: pyproject.toml
+$(VENV)/made.done:
 	$(PYTHON) -c 'import sys; sys.exit("moesaic needs Python 3.11 or later, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/core.done: $(INSTALLED) | $(VENV)/made.done
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-$(VENV)/dev.done: $(VENV)/core.done
+# Not after core.done, whose installation this contains: the kernels take half a minute.
+$(VENV)/dev.done: $(INSTALLED) | $(VENV)/made.done
 	$(BIN)/pip install --quiet --editable ".[dev]"
-	touch $@
+	touch $(VENV)/core.done $@
 
-$(PEERS)/deepspeed.done: $(VENV)/core.done
+$(PEERS)/deepspeed.done: pyproject.toml | $(VENV)/core.done
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')" numpy safetensors
 	$(PEERS)/bin/pip install --quiet deepspeed

@@ -1,5 +1,7 @@
 """Which instruction set computes: what MOESAIC_ISA may say, and what is told where nothing was built."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from moesaic.ops.cpu.library import InstructionSet, check_status, choose_instruc
 from moesaic.ops.mixture import mix_experts
 from moesaic.testing.cases import MIXTURE_CASES, draw_mixture
 
+COMPILER = os.environ.get("CXX", "c++")
 NEEDS_LIBRARY = pytest.mark.skipif(library.load_library() is None, reason="this installation has no compiled kernels")
 SETS = (
     InstructionSet(0, "portable", None),
@@ -102,6 +105,12 @@ def test_instruction_set_is_refused_when_nothing_was_built(monkeypatch: pytest.M
 def test_library_is_none_when_its_file_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
     assert library.load_library.__wrapped__() is None
+
+
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"there is no C++ compiler '{COMPILER}'")
+def test_library_is_there_when_there_is_a_compiler() -> None:
+    # An error in csrc leaves the kernels out as a missing compiler does, and the tests with them.
+    assert library.load_library() is not None, "build it: python setup.py build_ext --inplace"
 
 
 @NEEDS_LIBRARY
