@@ -42,19 +42,21 @@ struct Left {
     }
 };
 
-// Weights to fetch into the cache while the present block is multiplied: rows of whole lines, `row_step` bytes apart,
-// some lines a strip.
+// Weights to fetch into the cache while the present block is multiplied: a block's quarters, side by side, some lines a
+// strip. Four runs at once, as memory answers several readers faster than one (28 against 26 GB/s on two cores).
 struct Ahead {
-    const char* row = nullptr;
-    int64_t lines_per_row = 0, line = 0;
-    ptrdiff_t row_step = 0;
+    const char* quarters[4];
+    int64_t quarter_bytes = 0, at = 0;
     int lines_per_strip = 0;
 
+    static Ahead block(const char* half0, const char* half1, int64_t half_bytes, int64_t num_pairs) {
+        const int64_t quarter = half_bytes / 2;
+        return {{half0, half0 + quarter, half1, half1 + quarter}, quarter, 0, int(kBlock / num_pairs)};
+    }
+
     void fetch() {
-        for (int i = 0; i < lines_per_strip; ++i) {
-            __builtin_prefetch(row + line * kStripBytes, 0, 2);
-            if (++line == lines_per_row) line = 0, row += row_step;
-        }
+        for (int lines = 0; lines < lines_per_strip && at < quarter_bytes; lines += 4, at += kStripBytes)
+            for (const char* quarter : quarters) __builtin_prefetch(quarter + at, 0, 2);
     }
 };
 

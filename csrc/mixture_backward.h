@@ -115,7 +115,7 @@ class MixtureBackward : Mixture<Isa> {
         const int64_t left_strips = ceil_div(depth, Isa::Panel::kStripRows);
         const int64_t columns = width - begin < kColumns ? width - begin : kColumns, num_blocks = ceil_div(columns, kBlock);
         const int64_t num_pairs = segments[s].num_pairs();
-        Ahead nothing;
+        Ahead nothing{};
         for (int64_t d = 0; d == 0 || d < depth; d += kDepth) {  // once even without depth, for sums of nothing are zeros
             const int64_t tile_depth = depth - d < kDepth ? depth - d : kDepth;
             const int64_t strips = ceil_div(tile_depth, Isa::Panel::kStripRows), first_strip = d / Isa::Panel::kStripRows;
@@ -185,7 +185,7 @@ class MixtureBackward : Mixture<Isa> {
         const int64_t strips = ceil_div(segment.num_rows, Isa::Panel::kStripRows), panel_bytes = strips * kPanelStripBytes;
         Isa::Panel::pack_depth([&](int64_t i) { return right_row(segment.first_row + i) + begin; }, segment.num_rows,
                                end - begin, thread.panels, panel_bytes);
-        Ahead nothing;
+        Ahead nothing{};
         for (int64_t h = 0; h < height; h += kBlock) {
             const int count = height - h < kBlock ? int(height - h) : kBlock;
             Isa::Panel::pack_transposed([&](int64_t i) { return left_row(segment.first_row + i) + h; }, segment.num_rows, count,

@@ -17,7 +17,8 @@ class MixtureForward : Mixture<Isa> {
         : Base(mixture),
           in_strips(strips_of(D * kSize)),
           mid_strips(strips_of(F * kSize)),
-          segments(m, Base::rows_together((D > F ? D : F) * kSize), false),
+          segments(m, Base::rows_together(D * kSize), false),
+          down_segments(m, Base::rows_together(F * kSize), false),
           memory(scratch) {
         gated = memory.template take<>(segments.num_panels() * mid_strips * kPanelStripBytes);
         rows = m.token_ids == nullptr ? nullptr : memory.template take<T>(m.num_rows * D);
@@ -33,7 +34,7 @@ class MixtureForward : Mixture<Isa> {
     void run(T* out) {
         const auto cost = [](const Segment& s) { return Base::strip_cost(s); };
         Work gate_work(segments, mid_strips * kStripValues / kHalf, num_threads, cost);
-        Work down_work(segments, ceil_div(D, kBlock), num_threads, cost);
+        Work down_work(down_segments, ceil_div(D, kBlock), num_threads, cost);
         T* const to = rows == nullptr ? out : rows;
         run_team(num_threads, [&](int i) {
             Isa::begin();
@@ -82,6 +83,11 @@ class MixtureForward : Mixture<Isa> {
         return Left::packed(thread.left);
     }
 
+    static Ahead ahead_of(const T* half0, const T* half1, int64_t width, const Segment& present) {
+        return Ahead::block(reinterpret_cast<const char*>(half0), reinterpret_cast<const char*>(half1), kHalf * width * kSize,
+                            present.num_pairs());
+    }
+
     void gate_block(const Work& work, Thread& thread, int64_t s, int64_t block) const {
         pack_tokens(thread, s);
         const Segment& segment = segments[s];
@@ -90,18 +96,17 @@ class MixtureForward : Mixture<Isa> {
         const T* gate = gate_up + (segment.expert * 2 * F + f) * D;
         const Left left = left_block(thread, gate, count, gate + F * D, count, D);
 
-        Ahead ahead;
+        Ahead ahead{};
         int64_t next_s = s, next_block = block;
         if (work.next(next_s, next_block)) {
             const T* next = gate_up + (segments[next_s].expert * 2 * F + next_block * kHalf) * D;
-            ahead = {reinterpret_cast<const char*>(next), kHalf * in_strips, 0, F * D * kSize,
-                     int(ceil_div(kBlock, segment.num_pairs()))};
+            ahead = ahead_of(next, next + F * D, D, segment);
         }
         for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {
             const int64_t panel = 2 * pair;
             const bool both = panel + 1 < segment.num_panels();
             const char* tokens = thread.tokens + panel * in_strips * kPanelStripBytes;
-            Isa::multiply(left, in_strips, tokens, both ? tokens + in_strips * kPanelStripBytes : nullptr, thread.c, ahead);
+            Isa::multiply(left, in_strips, tokens, both ? tokens + in_strips * kPanelStripBytes : nullptr, thread.c, false, ahead);
 
             char* to = gated + (segment.first_panel + panel) * mid_strips * kPanelStripBytes;
             char* const panels[2] = {to, to + mid_strips * kPanelStripBytes};
@@ -115,24 +120,24 @@ class MixtureForward : Mixture<Isa> {
     }
 
     void down_block(const Work& work, Thread& thread, int64_t s, int64_t block, T* to) const {
-        const Segment& segment = segments[s];
+        const Segment& segment = down_segments[s];
         const int64_t d = block * kBlock;
         const int columns = D - d < kBlock ? int(D - d) : kBlock;
         const int count0 = columns < kHalf ? columns : kHalf;
         const T* weights = down + (segment.expert * D + d) * F;
         const Left left = left_block(thread, weights, count0, weights + kHalf * F, columns - count0, F);
 
-        Ahead ahead;
+        Ahead ahead{};
         int64_t next_s = s, next_block = block;
         if (work.next(next_s, next_block)) {
-            const T* next = down + (segments[next_s].expert * D + next_block * kBlock) * F;
-            ahead = {reinterpret_cast<const char*>(next), kBlock * mid_strips, 0, 0, int(ceil_div(kBlock, segment.num_pairs()))};
+            const T* next = down + (down_segments[next_s].expert * D + next_block * kBlock) * F;
+            ahead = ahead_of(next, next + kHalf * F, F, segment);
         }
         for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {
             const int64_t panel = segment.first_panel + 2 * pair;
             const bool both = 2 * pair + 1 < segment.num_panels();
             const char* tokens = gated + panel * mid_strips * kPanelStripBytes;
-            Isa::multiply(left, mid_strips, tokens, both ? tokens + mid_strips * kPanelStripBytes : nullptr, thread.c, ahead);
+            Isa::multiply(left, mid_strips, tokens, both ? tokens + mid_strips * kPanelStripBytes : nullptr, thread.c, false, ahead);
 
             T* at[kBlock];
             const int64_t num_left = segment.num_rows - pair * kBlock;
@@ -143,7 +148,7 @@ class MixtureForward : Mixture<Isa> {
     }
 
     const int64_t in_strips, mid_strips;
-    const Segments segments;
+    const Segments segments, down_segments;  // cut where whole panels end, so that both number them alike
     Scratch memory;
     char* gated;
     T* rows;

@@ -27,10 +27,16 @@ struct AmxBfloat16 {
     static void begin() { load_tiles(); }
     static void end() { _tile_release(); }
 
-    static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, Ahead& ahead) {
+    static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, bool accumulate,
+                         Ahead& ahead) {
         const char *a0 = left.half[0], *a1 = left.half[1];
-        _tile_zero(0);
-        _tile_zero(2);
+        if (accumulate) {
+            _tile_loadd(0, c, kBlock * 4);
+            _tile_loadd(2, c + kHalf * kBlock, kBlock * 4);
+        } else {
+            _tile_zero(0);
+            _tile_zero(2);
+        }
         if (panel1 == nullptr) {
             for (int64_t s = 0; s < strips; ++s, a0 += left.strip_step, a1 += left.strip_step, panel0 += kPanelStripBytes) {
                 ahead.fetch();
@@ -41,8 +47,13 @@ struct AmxBfloat16 {
                 _tile_dpbf16ps(2, 5, 6);
             }
         } else {
-            _tile_zero(1);
-            _tile_zero(3);
+            if (accumulate) {
+                _tile_loadd(1, c + kLanes, kBlock * 4);
+                _tile_loadd(3, c + kHalf * kBlock + kLanes, kBlock * 4);
+            } else {
+                _tile_zero(1);
+                _tile_zero(3);
+            }
             for (int64_t s = 0; s < strips; ++s, a0 += left.strip_step, a1 += left.strip_step) {
                 ahead.fetch();
                 _tile_loadd(4, a0, left.row_step);

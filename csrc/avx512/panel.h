@@ -25,14 +25,17 @@ template <>
 struct Panel<float> {
     static constexpr int kStripRows = 16;  // depth of a strip
 
-    // Pack rows [0, depth), one a depth, columns [0, columns) of at most 32, into two panels.
+    // Pack rows [0, depth), one a depth, columns [0, columns), into panels `panel_step` bytes apart, an even number.
     template <class RowAt>
-    static void pack_depth(RowAt&& row, int64_t depth, int columns, char* panel0, char* panel1) {
+    static void pack_depth(RowAt&& row, int64_t depth, int64_t columns, char* panels, int64_t panel_step) {
         for (int64_t d = 0; d < round_up(depth, kStripRows); ++d) {
-            const int count = d < depth ? columns : 0;
-            const Pair x = load_pair(d < depth ? reinterpret_cast<const float*>(row(d)) : nullptr, count);
-            _mm512_store_ps(panel0 + d * 64, x.low);
-            _mm512_store_ps(panel1 + d * 64, x.high);
+            const float* from = d < depth ? reinterpret_cast<const float*>(row(d)) : nullptr;
+            char* to = panels + d * 64;
+            for (int64_t column = 0; column < columns; column += kBlock, to += 2 * panel_step) {
+                const Pair x = load_pair(from + (d < depth ? column : 0), d < depth ? int(columns - column) : 0);
+                _mm512_store_ps(to, x.low);
+                _mm512_store_ps(to + panel_step, x.high);
+            }
         }
     }
 
@@ -80,20 +83,27 @@ struct Panel<bfloat16> {
     struct Words {
         __m512i low, high;
     };
-    template <class RowAt>
-    static Words pair_rows(RowAt&& row, int64_t d, int64_t depth, __mmask32 mask) {
-        const __m512i a = d < depth ? _mm512_maskz_loadu_epi16(mask, row(d)) : _mm512_setzero_si512();
-        const __m512i b = d + 1 < depth ? _mm512_maskz_loadu_epi16(mask, row(d + 1)) : _mm512_setzero_si512();
+    // A missing row (null) is zeros.
+    static Words pair_rows(const bfloat16* first, const bfloat16* second, int64_t column, __mmask32 mask) {
+        const __m512i a = first == nullptr ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi16(mask, first + column);
+        const __m512i b = second == nullptr ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi16(mask, second + column);
         return {_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)};
+    }
+    template <class RowAt>
+    static const bfloat16* row_or_null(RowAt&& row, int64_t d, int64_t depth) {
+        return d < depth ? row(d) : nullptr;
     }
 
     template <class RowAt>
-    static void pack_depth(RowAt&& row, int64_t depth, int columns, char* panel0, char* panel1) {
-        const __mmask32 mask = first32(columns);
-        for (int64_t d = 0; d < round_up(depth, kStripRows); d += 2, panel0 += 64, panel1 += 64) {
-            const Words words = pair_rows(row, d, depth, mask);
-            _mm512_store_si512(panel0, words.low);
-            _mm512_store_si512(panel1, words.high);
+    static void pack_depth(RowAt&& row, int64_t depth, int64_t columns, char* panels, int64_t panel_step) {
+        for (int64_t d = 0; d < round_up(depth, kStripRows); d += 2, panels += 64) {
+            const bfloat16 *first = row_or_null(row, d, depth), *second = row_or_null(row, d + 1, depth);
+            char* to = panels;
+            for (int64_t column = 0; column < columns; column += kBlock, to += 2 * panel_step) {
+                const Words words = pair_rows(first, second, column, first32(int(columns - column)));
+                _mm512_store_si512(to, words.low);
+                _mm512_store_si512(to + panel_step, words.high);
+            }
         }
     }
 
@@ -103,7 +113,7 @@ struct Panel<bfloat16> {
         for (int64_t d = 0; d < depth; d += kStripRows, block += kLeftStripBytes) {
             __m512i low[16], high[16];
             for (int i = 0; i < 16; ++i) {
-                const Words words = pair_rows(row, d + 2 * i, depth, mask);
+                const Words words = pair_rows(row_or_null(row, d + 2 * i, depth), row_or_null(row, d + 2 * i + 1, depth), 0, mask);
                 low[i] = words.low, high[i] = words.high;
             }
             transpose(low);

@@ -67,21 +67,24 @@ struct Avx512 {
     static void begin() {}
     static void end() {}
 
-    static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, Ahead& ahead) {
+    static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, bool accumulate,
+                         Ahead& ahead) {
         const char* const panels[2] = {panel0, panel1};
         for (int row = 0; row < kBlock; row += 8) {
             const char* at = left.half[row / kHalf] + row % kHalf * left.row_step;
-            if (panel1 == nullptr) rows8<1>(at, left, strips, panels, c + row * kBlock, ahead);
-            else rows8<2>(at, left, strips, panels, c + row * kBlock, ahead);
+            if (panel1 == nullptr) rows8<1>(at, left, strips, panels, c + row * kBlock, accumulate, ahead);
+            else rows8<2>(at, left, strips, panels, c + row * kBlock, accumulate, ahead);
         }
     }
 
    private:
     template <int kPanels>
-    static void rows8(const char* at, const Left& left, int64_t strips, const char* const* panels, float* c, Ahead& ahead) {
+    static void rows8(const char* at, const Left& left, int64_t strips, const char* const* panels, float* c, bool accumulate,
+                      Ahead& ahead) {
         __m512 sums[8][kPanels];
-        for (auto& row : sums)
-            for (__m512& sum : row) sum = _mm512_setzero_ps();
+        for (int row = 0; row < 8; ++row)
+            for (int p = 0; p < kPanels; ++p)
+                sums[row][p] = accumulate ? _mm512_load_ps(c + row * kBlock + p * kLanes) : _mm512_setzero_ps();
         const char* right[kPanels];
         for (int p = 0; p < kPanels; ++p) right[p] = panels[p];
         for (int64_t s = 0; s < strips; ++s, at += left.strip_step) {

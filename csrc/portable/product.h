@@ -43,11 +43,12 @@ struct Portable {
             for (int64_t d = 0; d < width; ++d) *at(panel, d, lane) = reinterpret_cast<const T*>(rows[lane])[d];
     }
 
-    static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, Ahead&) {
+    static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, bool accumulate, Ahead&) {
         const char* const panels[2] = {panel0, panel1};
         for (int row = 0; row < kBlock; ++row)
             for (int p = 0; p < (panel1 == nullptr ? 1 : 2); ++p) {
                 float sums[kLanes] = {};
+                if (accumulate) std::memcpy(sums, c + row * kBlock + p * kLanes, sizeof(sums));
                 const char* strip = left.half[row / kHalf] + row % kHalf * left.row_step;
                 const T* right = reinterpret_cast<const T*>(panels[p]);
                 for (int64_t s = 0; s < strips; ++s, strip += left.strip_step)
@@ -64,12 +65,11 @@ struct Portable {
         static constexpr int kStripRows = kStripBytes / int(sizeof(T));
 
         template <class RowAt>
-        static void pack_depth(RowAt&& row, int64_t depth, int columns, char* panel0, char* panel1) {
-            const int64_t bytes = ceil_div(depth, kStripRows) * kPanelStripBytes;
-            std::memset(panel0, 0, bytes);
-            std::memset(panel1, 0, bytes);
+        static void pack_depth(RowAt&& row, int64_t depth, int64_t columns, char* panels, int64_t panel_step) {
+            for (int64_t panel = 0; panel < 2 * ceil_div(columns, kBlock); ++panel)
+                std::memset(panels + panel * panel_step, 0, ceil_div(depth, kStripRows) * kPanelStripBytes);
             for (int64_t d = 0; d < depth; ++d)
-                for (int i = 0; i < columns; ++i) *at(i < kLanes ? panel0 : panel1, d, i % kLanes) = row(d)[i];
+                for (int64_t i = 0; i < columns; ++i) *at(panels + i / kLanes * panel_step, d, int(i % kLanes)) = row(d)[i];
         }
 
         template <class RowAt>

@@ -93,7 +93,7 @@ class _Combine(torch.autograd.Function):
 
 
 def _sum_rows(rows_ND: Tensor, weights_N: Tensor | None, permutation: Permutation) -> Tensor:
-    if len(rows_ND) == 0:
+    if rows_ND.numel() == 0:
         return rows_ND.new_zeros(len(permutation.starts_T), rows_ND.shape[1])
     return functional.embedding_bag(
         permutation.inverse_N, rows_ND, permutation.starts_T, mode="sum", per_sample_weights=weights_N
