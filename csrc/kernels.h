@@ -8,6 +8,8 @@ struct Kernels {
     void (*forward)(const MoesaicMixture&, void* out);
     int64_t (*backward_scratch)(const MoesaicMixture&);
     void (*backward)(const MoesaicMixture&, const MoesaicMixtureGradients&);
+    int64_t (*quantised_scratch)(const MoesaicQuantised&);
+    void (*quantised_forward)(const MoesaicQuantised&, void* out);
 };
 
 // The kernels of a dtype; null where there are none.

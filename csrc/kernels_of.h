@@ -4,10 +4,12 @@
 #include "kernels.h"
 #include "mixture_backward.h"
 #include "mixture_forward.h"
+#include "quant_forward.h"
 
 namespace {
 
-template <class Isa>
+// Quantised: the products with low-bit weights.
+template <class Isa, class Quantised>
 constexpr Kernels kKernelsOf = {
     [](const MoesaicMixture& m) { return MixtureForward<Isa>(m, nullptr).scratch_bytes(); },
     [](const MoesaicMixture& m, void* out) {
@@ -15,6 +17,10 @@ constexpr Kernels kKernelsOf = {
     },
     [](const MoesaicMixture& m) { return MixtureBackward<Isa>(m, nullptr).scratch_bytes(); },
     [](const MoesaicMixture& m, const MoesaicMixtureGradients& g) { MixtureBackward<Isa>(m, m.scratch).run(g); },
+    [](const MoesaicQuantised& q) { return QuantisedForward<Quantised>(q, nullptr).scratch_bytes(); },
+    [](const MoesaicQuantised& q, void* out) {
+        QuantisedForward<Quantised>(q, q.mixture.scratch).run(static_cast<typename Quantised::Element*>(out));
+    },
 };
 
 }  // namespace

@@ -98,3 +98,11 @@ int moesaic_mixture_backward_scratch(const MoesaicMixture* mixture, int64_t* byt
 int moesaic_mixture_backward(const MoesaicMixture* mixture, const MoesaicMixtureGradients* gradients) {
     return with_mixture(*mixture, [&](const Kernels& k) { k.backward(*mixture, *gradients); });
 }
+
+int moesaic_quantised_forward_scratch(const MoesaicQuantised* quantised, int64_t* bytes) {
+    return with_mixture(quantised->mixture, [&](const Kernels& k) { *bytes = k.quantised_scratch(*quantised); });
+}
+
+int moesaic_quantised_forward(const MoesaicQuantised* quantised, void* out) {
+    return with_mixture(quantised->mixture, [&](const Kernels& k) { k.quantised_forward(*quantised, out); });
+}

@@ -54,6 +54,16 @@ typedef struct {
 MOESAIC_API int moesaic_mixture_backward_scratch(const MoesaicMixture* mixture, int64_t* bytes);
 MOESAIC_API int moesaic_mixture_backward(const MoesaicMixture* mixture, const MoesaicMixtureGradients* gradients);
 
+// The forward pass with weights of 8 or 4 bits, which lie as quant.h says.
+typedef struct {
+    MoesaicMixture mixture;       // gate_up: blocks of 16 gate rows over 16 up rows; down: blocks of 32 rows
+    const float* gate_up_scales;  // [E, blocks, 32]
+    const float* down_scales;     // [E, blocks, 32]
+    int32_t bits;
+} MoesaicQuantised;
+MOESAIC_API int moesaic_quantised_forward_scratch(const MoesaicQuantised* quantised, int64_t* bytes);
+MOESAIC_API int moesaic_quantised_forward(const MoesaicQuantised* quantised, void* out);
+
 #ifdef __cplusplus
 }
 #endif

@@ -38,6 +38,7 @@ _COMPILED_MIXTURE = Backend("compiled", compiled_mixture.explain_refusal)
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {
     "mix_experts": (_COMPILED_MIXTURE, _TORCH),
+    "mix_experts_quantised": (_COMPILED_MIXTURE, _TORCH),
     "expert_mlp": (_COMPILED_MIXTURE, _TORCH),
 }
 

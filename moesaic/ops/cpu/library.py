@@ -22,6 +22,8 @@ _TAKE_TWO_POINTERS = (
     "moesaic_mixture_forward",
     "moesaic_mixture_backward_scratch",
     "moesaic_mixture_backward",
+    "moesaic_quantised_forward_scratch",
+    "moesaic_quantised_forward",
 )
 _OUT_OF_MEMORY, _BAD_ROUTING = 3, 4
 _ERRORS = {1: "the instruction set cannot run here", 2: "the dtype has no kernel"}

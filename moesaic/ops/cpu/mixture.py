@@ -14,7 +14,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _ALIGNMENT = 64
 
 
-class _Mixture(ctypes.Structure):
+class Mixture(ctypes.Structure):
     """`MoesaicMixture` of csrc/moesaic.h."""
 
     _fields_ = [
@@ -80,12 +80,12 @@ def _forward(
     num_rows = len(hidden) if token_ids is None else len(token_ids)
     kept = hidden.new_empty((num_rows, gate_up.shape[1]) if keep else (0,))
     out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    inputs = _contiguous(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
-    mixture = _describe(*inputs)
+    inputs = contiguous(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
+    mixture = describe(*inputs)
     if keep:
         mixture.gate_up_rows = kept.data_ptr()
-    library = _library()
-    scratch = _take_scratch(mixture, library.moesaic_mixture_forward_scratch)  # lives until the kernel is done
+    library = open_library()
+    scratch = take_scratch(mixture, library.moesaic_mixture_forward_scratch)  # lives until the kernel is done
     assert len(scratch), "named, so that it lives"
     check_status(library.moesaic_mixture_forward(ctypes.byref(mixture), out.data_ptr()), "mixing experts")
     return out, kept
@@ -105,8 +105,8 @@ def _backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_out = grad_out.contiguous()
-    inputs = _contiguous(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
-    mixture = _describe(*inputs)
+    inputs = contiguous(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
+    mixture = describe(*inputs)
     mixture.gate_up_rows = kept.data_ptr()
     results = [
         torch.empty_like(tensor) if need and tensor is not None else hidden.new_empty(0)
@@ -114,15 +114,15 @@ def _backward(
     ]
     pointers = [result.data_ptr() if need else None for result, need in zip(results, needed, strict=True)]
     gradients = _Gradients(grad_out.data_ptr(), *pointers)
-    library = _library()
-    scratch = _take_scratch(mixture, library.moesaic_mixture_backward_scratch)
+    library = open_library()
+    scratch = take_scratch(mixture, library.moesaic_mixture_backward_scratch)
     assert len(scratch), "named, so that it lives"
     status = library.moesaic_mixture_backward(ctypes.byref(mixture), ctypes.byref(gradients))
     check_status(status, "differentiating the mixture of experts")
     return results[0], results[1], results[2], results[3]
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Any]:
+def contiguous(*tensors: Tensor | None) -> list[Any]:
     """Return the tensors as the kernels read them; the caller keeps them alive."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
@@ -132,7 +132,7 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr() or _ALIGNMENT
 
 
-def _describe(
+def describe(
     hidden: Tensor,
     weights: Tensor | None,
     gate_up: Tensor,
@@ -141,7 +141,8 @@ def _describe(
     token_ids: Tensor | None,
     inverse: Tensor | None,
     starts: Tensor | None,
-) -> _Mixture:
+) -> Mixture:
+    """Describe tensors that are contiguous; they must outlive it."""
     chosen = choose_instruction_set()
     assert isinstance(chosen, InstructionSet), "the caller asked explain_refusal"
     num_rows = len(hidden) if token_ids is None else len(token_ids)
@@ -149,10 +150,10 @@ def _describe(
     matrices = hidden.data_ptr(), gate_up.data_ptr(), down.data_ptr()
     sizes = len(hidden), num_rows, hidden.shape[1], down.shape[2], len(counts)
     options = chosen.number, _DTYPES[hidden.dtype], torch.get_num_threads()
-    return _Mixture(*options, *sizes, counts.data_ptr(), *routing, *matrices)
+    return Mixture(*options, *sizes, counts.data_ptr(), *routing, *matrices)
 
 
-def _take_scratch(mixture: _Mixture, ask: Callable[..., int]) -> Tensor:
+def take_scratch(mixture: Mixture, ask: Callable[..., int]) -> Tensor:
     """Give the kernel the memory that it asks for; return it to be kept alive."""
     num_bytes = ctypes.c_int64()
     check_status(ask(ctypes.byref(mixture), ctypes.byref(num_bytes)), "sizing the scratch memory")
@@ -161,7 +162,8 @@ def _take_scratch(mixture: _Mixture, ask: Callable[..., int]) -> Tensor:
     return scratch
 
 
-def _library() -> ctypes.CDLL:
+def open_library() -> ctypes.CDLL:
+    """Return the library, where explain_refusal has found one."""
     library = load_library()
     assert library is not None, "the caller asked explain_refusal"
     return library
