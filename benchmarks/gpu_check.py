@@ -14,7 +14,7 @@ from moesaic.ops.gpu import permute as gpu_permute
 from moesaic.ops.gpu import route as gpu_route
 from moesaic.ops.gpu import swiglu as gpu_swiglu
 from moesaic.ops.gpu.refusal import DTYPES
-from moesaic.ops.permute import Permutation
+from moesaic.ops.permutation import Permutation
 from moesaic.ops.reference import expert_mlp as mlp_oracle
 from moesaic.ops.reference import permute as permute_oracle
 from moesaic.ops.reference import route as route_oracle

@@ -64,6 +64,16 @@ typedef struct {
 MOESAIC_API int moesaic_quantised_forward_scratch(const MoesaicQuantised* quantised, int64_t* bytes);
 MOESAIC_API int moesaic_quantised_forward(const MoesaicQuantised* quantised, void* out);
 
+// The k best columns of each row of scores [R, E], best first, ties to the lower column, NaN best: chosen [R, k].
+MOESAIC_API int moesaic_top_k(const float* scores, int64_t rows, int64_t columns, int64_t k, int num_threads,
+                              int64_t* chosen);
+
+// Group pairs, whose tokens ascend, by expert: the token of each row [N], the row of each pair [N], the first pair of
+// each token [T], the rows of each expert [E].
+MOESAIC_API int moesaic_group_by_expert(const int64_t* tokens, const int64_t* experts, int64_t num_pairs,
+                                        int64_t num_tokens, int64_t num_experts, int64_t* sorted_tokens,
+                                        int64_t* inverse, int64_t* starts, int64_t* counts);
+
 #ifdef __cplusplus
 }
 #endif

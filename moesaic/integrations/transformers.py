@@ -147,12 +147,13 @@ class _Call:
         is_here_N = expert_ids_N != num_experts
         if not is_here_N.all():
             token_ids_N, expert_ids_N, weights_N = (each[is_here_N] for each in (token_ids_N, expert_ids_N, weights_N))
-        permutation = group_by_expert(token_ids_N, expert_ids_N, num_tokens, num_experts)
-        if len(permutation.counts_E) > num_experts:
+        last = int(expert_ids_N.max()) if len(expert_ids_N) else 0
+        if last > num_experts:
             raise UnsupportedError(
-                f"experts were called with the id {len(permutation.counts_E) - 1}, but there are {num_experts}",
+                f"experts were called with the id {last}, but there are {num_experts}",
                 f"ids run from 0 to {num_experts - 1}, and {num_experts} marks an expert of another rank",
             )
+        permutation = group_by_expert(token_ids_N, expert_ids_N, num_tokens, num_experts)
         return mix_experts(self.hidden_TD, weights_N, self.gate_up, self.down, permutation)
 
 

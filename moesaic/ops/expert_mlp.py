@@ -2,8 +2,8 @@
 
 Rows come grouped by expert. On CPU the compiled kernels do it; where there are none, each expert is three matrix
 products straight into the shared result, and the gating runs once over all rows; the backward keeps only the input
-and the gate-up product and redoes the gating. On CUDA the products are torch's grouped ones, which need no expert
-counts on the host.
+and the gate-up product and redoes the gating. On CUDA torch's grouped products need no
+expert counts on the host.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moesaic.errors import UnsupportedError
-from moesaic.ops.backend import choose_backend
+from moesaic.ops.backend import choose_backend, load_gpu_module
 from moesaic.ops.cpu import mixture as compiled
 from moesaic.ops.tensor import check_tensor
 
@@ -35,10 +35,11 @@ def expert_mlp(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor)
     """
     check_expert_mlp("rows_ND", rows_ND, gate_up, down)
     check_tensor("counts_E", counts_E, (len(gate_up),), torch.int64, rows_ND.device)
-    if choose_backend("expert_mlp", rows_ND) == "compiled":
+    backend = choose_backend("expert_mlp", rows_ND, gate_up, down)
+    if backend == "compiled":
         return compiled.mix_experts(rows_ND, None, gate_up, down, counts_E)
-    if rows_ND.is_cuda:
-        return _grouped_products(rows_ND, gate_up, down, counts_E)
+    if backend == "triton":
+        return load_gpu_module("mixture").expert_mlp(rows_ND, gate_up, down, counts_E)
     counts = counts_E.tolist()
     if min(counts, default=0) < 0 or sum(counts) != len(rows_ND):
         raise UnsupportedError(f"counts_E does not fit the {len(rows_ND)} rows", "make it with group_by_expert")
@@ -57,13 +58,6 @@ def check_expert_mlp(name: str, rows_ND: Tensor, gate_up: Tensor, down: Tensor) 
     check_tensor("down", down, (None, rows_ND.shape[1], None), rows_ND.dtype, rows_ND.device)
     num_experts, width, hidden_width = down.shape
     check_tensor("gate_up", gate_up, (num_experts, 2 * hidden_width, width), rows_ND.dtype, rows_ND.device)
-
-
-def _grouped_products(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor) -> Tensor:
-    ends_E = counts_E.cumsum(0).to(torch.int32)
-    hidden_N2F = functional.grouped_mm(rows_ND, gate_up.transpose(1, 2), offs=ends_E)
-    gate_NF, up_NF = hidden_N2F.chunk(2, dim=-1)
-    return functional.grouped_mm(functional.silu(gate_NF) * up_NF, down.transpose(1, 2), offs=ends_E)
 
 
 class _ExpertLoop(torch.autograd.Function):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import UnsupportedError
-from moesaic.ops.backend import choose_backend
+from moesaic.ops.backend import choose_backend, load_gpu_module
 from moesaic.ops.cpu import mixture as compiled
 from moesaic.ops.expert_mlp import check_expert_mlp, expert_mlp
-from moesaic.ops.permute import Permutation, combine, permute
+from moesaic.ops.permutation import Permutation
+from moesaic.ops.permute import combine, permute
 from moesaic.ops.tensor import check_tensor
 
 
@@ -38,7 +39,10 @@ def mix_experts(
     check_tensor("weights_N", weights_N, (sizes["inverse_N"],), device=hidden_TD.device)
     if not weights_N.is_floating_point():
         raise UnsupportedError(f"weights_N holds {weights_N.dtype}", "give it in a floating dtype")
-    if choose_backend("mix_experts", hidden_TD) == "compiled":
+    backend = choose_backend("mix_experts", hidden_TD, weights_N, gate_up, down)
+    if backend == "triton":
+        return load_gpu_module("mixture").mix_experts(hidden_TD, weights_N, gate_up, down, permutation)
+    if backend == "compiled":
         routing = permutation.counts_E, permutation.token_ids_N, permutation.inverse_N, permutation.starts_T
         return compiled.mix_experts(hidden_TD, weights_N, gate_up, down, *routing)
     rows_ND = permute(hidden_TD, permutation)

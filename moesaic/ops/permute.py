@@ -10,32 +10,33 @@ A routing is a list of (token, expert) pairs, tokens ascending. The experts want
 its gradient gathers again. Both sums are one segmented gather-and-add per token, in the order of the pairs.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class Permutation:
-    """How N routed pairs of T tokens are grouped by expert.
-
-    Attributes:
-        token_ids_N: token of each row, rows grouped by expert and, within an expert, by token.
-        inverse_N: row of each pair, pairs in token order.
-        starts_T: where each token's pairs start.
-        counts_E: rows of each expert.
-    """
-
-    token_ids_N: Tensor
-    inverse_N: Tensor
-    starts_T: Tensor
-    counts_E: Tensor
+from moesaic.ops.backend import choose_backend, load_gpu_module
+from moesaic.ops.cpu import routing as compiled
+from moesaic.ops.permutation import Permutation
+from moesaic.ops.tensor import check_tensor
 
 
 def group_by_expert(token_ids_N: Tensor, expert_ids_N: Tensor, num_tokens: int, num_experts: int) -> Permutation:
-    """Build the permutation of pairs whose token ids ascend; any number of pairs per token, even none."""
+    """Build the permutation of pairs whose token ids ascend; any number of pairs per token, even none.
+
+    Args:
+        token_ids_N, expert_ids_N: int64 [N].
+
+    Raises:
+        UnsupportedError: an argument is no such tensor; on CPU with compiled kernels also: an id is out of range or
+            the token ids do not ascend.
+    """
+    check_tensor("token_ids_N", token_ids_N, (None,), torch.int64)
+    check_tensor("expert_ids_N", expert_ids_N, (len(token_ids_N),), torch.int64, token_ids_N.device)
+    backend = choose_backend("group_by_expert", token_ids_N)
+    if backend == "compiled":
+        return Permutation(*compiled.group_by_expert(token_ids_N, expert_ids_N, num_tokens, num_experts))
+    if backend == "triton":
+        return load_gpu_module("route").group_by_expert(token_ids_N, expert_ids_N, num_tokens, num_experts)
     order_N = expert_ids_N.argsort(stable=True)
     inverse_N = torch.empty_like(order_N)
     inverse_N[order_N] = torch.arange(len(order_N), device=order_N.device)
@@ -50,6 +51,8 @@ def group_by_expert(token_ids_N: Tensor, expert_ids_N: Tensor, num_tokens: int, 
 
 def permute(hidden_TD: Tensor, permutation: Permutation) -> Tensor:
     """Return [N, D]: one row per pair, grouped by expert."""
+    if choose_backend("permute", hidden_TD) == "triton":
+        return load_gpu_module("permute").permute(hidden_TD, permutation)
     return _Permute.apply(hidden_TD, permutation)
 
 
@@ -60,6 +63,8 @@ def combine(rows_ND: Tensor, weights_N: Tensor, permutation: Permutation) -> Ten
         rows_ND: grouped by expert, as `permute` made them.
         weights_N: in the order of the pairs, of any floating dtype; applied in the dtype of the rows.
     """
+    if choose_backend("combine", rows_ND) == "triton":
+        return load_gpu_module("permute").combine(rows_ND, weights_N, permutation)
     return _Combine.apply(rows_ND, weights_N, permutation)
 
 

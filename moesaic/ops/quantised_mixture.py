@@ -13,7 +13,8 @@ from torch.nn import functional
 from moesaic.errors import UnsupportedError
 from moesaic.ops.backend import choose_backend
 from moesaic.ops.cpu import quantised_mixture as compiled
-from moesaic.ops.permute import Permutation, combine
+from moesaic.ops.permutation import Permutation
+from moesaic.ops.permute import combine
 from moesaic.ops.quant import IntegerMatrix, QuantisedExperts, integers_of
 from moesaic.ops.tensor import check_tensor
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import ConfigError
+from moesaic.ops.backend import choose_backend, load_gpu_module
+from moesaic.ops.cpu import routing as compiled
 
 
 def top_k(scores_RE: Tensor, k: int) -> Tensor:
@@ -23,6 +25,11 @@ def top_k(scores_RE: Tensor, k: int) -> Tensor:
     num_columns = scores_RE.shape[-1]
     if not 1 <= k <= num_columns:
         raise ConfigError(f"cannot choose {k} of {num_columns} columns", f"k must lie within 1..{num_columns}")
+    backend = choose_backend("top_k", scores_RE)
+    if backend == "compiled":
+        return compiled.top_k(scores_RE, k)
+    if backend == "triton":
+        return load_gpu_module("route").top_k(scores_RE, k)
     # Adding zero turns -0.0 into 0.0, which compare as equal but differ in their bits.
     scores_RE = scores_RE.detach().float() + 0.0
     bits = scores_RE.view(torch.int32)

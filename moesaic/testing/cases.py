@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moesaic.ops.permute import Permutation, group_by_expert
+from moesaic.ops.permutation import Permutation
+from moesaic.ops.permute import group_by_expert
 
 Chosen = tuple[tuple[int, ...], ...]
 

@@ -36,11 +36,11 @@ def computer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def _watch(monkeypatch: pytest.MonkeyPatch, seen: set[int]) -> None:
     """Collect the numbers of the instruction sets that the kernels are called for."""
-    describe: Callable[..., Any] = mixture._describe
+    describe: Callable[..., Any] = mixture.describe
 
     def watched(*arguments: Any) -> Any:
         description = describe(*arguments)
         seen.add(description.isa)
         return description
 
-    monkeypatch.setattr(mixture, "_describe", watched)
+    monkeypatch.setattr(mixture, "describe", watched)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moesaic.errors import UnsupportedError
-from moesaic.ops import expert_mlp as op
 from moesaic.ops.expert_mlp import expert_mlp
 from moesaic.ops.reference import expert_mlp as oracle
 from moesaic.testing.tolerance import is_close
@@ -82,13 +81,6 @@ def test_expert_mlp_and_gradients_stay_near_float64_when_the_shape_is(name: str,
     grads = torch.autograd.grad(found, inputs, grad_ND)
     exact = torch.autograd.grad(expected, doubles, grad_ND.double(), allow_unused=True, materialize_grads=True)
     assert all(is_close(mine, theirs) for mine, theirs in zip(grads, exact, strict=True))
-
-
-def test_grouped_products_equal_the_loop_when_widths_are_aligned() -> None:
-    # The path of CUDA devices; its one operator also runs here.
-    counts_E = torch.tensor([3, 0, 5, 1])
-    inputs = _inputs([3, 0, 5, 1], width=8, hidden_width=16, dtype=torch.float32)
-    assert is_close(op._grouped_products(*inputs, counts_E), expert_mlp(*inputs, counts_E))
 
 
 def test_expert_mlp_refuses_dtypes_when_they_differ() -> None:

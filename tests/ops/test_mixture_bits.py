@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moesaic.ops.cpu.library import ISA_VARIABLE, NONE
 from moesaic.ops.mixture import mix_experts
-from moesaic.ops.permute import Permutation
+from moesaic.ops.permutation import Permutation
 from moesaic.testing.cases import (
     MIXTURE_CASES,
     MixtureCase,

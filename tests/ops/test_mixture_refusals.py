@@ -116,7 +116,7 @@ def test_routing_is_refused_when_it_has(name: str, computer: Computer) -> None:
     inputs = _change(draw_mixture(CASE, computer.dtype), f"permutation.{field}", change)
     with pytest.raises(UnsupportedError, match="does not fit the rows") as caught:
         _mix(inputs)
-    assert caught.value.hint == "make it with group_by_expert"
+    assert caught.value.hint == "make it with group_by_expert, of tokens that ascend and ids in range"
 
 
 @each_compiled

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moesaic.ops.permute import Permutation, combine, group_by_expert, permute
+from moesaic.ops.permutation import Permutation
+from moesaic.ops.permute import combine, group_by_expert, permute
 from moesaic.ops.reference import permute as oracle
 from moesaic.testing.tolerance import is_close
 

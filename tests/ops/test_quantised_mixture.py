@@ -11,7 +11,8 @@ from torch import Tensor
 from moesaic.errors import UnsupportedError
 from moesaic.ops.cpu.library import ISA_VARIABLE, NONE, list_instruction_sets
 from moesaic.ops.mixture import mix_experts
-from moesaic.ops.permute import Permutation, group_by_expert
+from moesaic.ops.permutation import Permutation
+from moesaic.ops.permute import group_by_expert
 from moesaic.ops.quant import QuantisedExperts, dequantise, quantise_experts
 from moesaic.ops.quantised_mixture import mix_experts_quantised
 from moesaic.ops.reference import quantised_mixture as oracle

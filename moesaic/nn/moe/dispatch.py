@@ -8,7 +8,8 @@ from typing import Protocol
 from torch import Tensor
 
 from moesaic.nn.moe.router import Routing
-from moesaic.ops.permute import Permutation, combine, group_by_expert, permute
+from moesaic.ops.permutation import Permutation
+from moesaic.ops.permute import combine, group_by_expert, permute
 
 
 class Dispatcher(Protocol):

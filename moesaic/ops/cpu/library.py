@@ -59,6 +59,9 @@ def load_library() -> ctypes.CDLL | None:
     library.moesaic_isa_refusal.restype = ctypes.c_char_p
     for name in _TAKE_TWO_POINTERS:  # else ctypes would cut an address to 32 bits
         getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.moesaic_top_k.argtypes = [pointer, size, size, size, ctypes.c_int, pointer]
+    library.moesaic_group_by_expert.argtypes = [pointer, pointer, size, size, size, *[pointer] * 4]
     return library
 
 
@@ -126,6 +129,7 @@ def check_status(status: int, doing: str) -> None:
         raise MemoryError(f"out of memory while {doing}")
     if status == _BAD_ROUTING:
         raise UnsupportedError(
-            f"{doing}: counts_E or the permutation does not fit the rows", "make it with group_by_expert"
+            f"{doing}: counts_E or the permutation does not fit the rows",
+            "make it with group_by_expert, of tokens that ascend and ids in range",
         )
     assert status == 0, f"{_ERRORS[status]} while {doing}"

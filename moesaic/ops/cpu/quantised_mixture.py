@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moesaic.ops.cpu.library import check_status
 from moesaic.ops.cpu.mixture import Mixture, contiguous, describe, open_library, take_scratch
-from moesaic.ops.permute import Permutation
+from moesaic.ops.permutation import Permutation
 from moesaic.ops.quant import QuantisedExperts
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from moesaic.ops.gpu.permute import combine, permute
 from moesaic.ops.gpu.swiglu import swiglu
-from moesaic.ops.permute import Permutation
+from moesaic.ops.permutation import Permutation
 
 
 def expert_mlp(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moesaic.ops.gpu.launch import block_width, launch, num_blocks
-from moesaic.ops.permute import Permutation
+from moesaic.ops.permutation import Permutation
 
 
 def permute(hidden_TD: Tensor, permutation: Permutation) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from moesaic.errors import ConfigError
 from moesaic.ops.gpu.launch import launch, num_blocks
-from moesaic.ops.permute import Permutation
+from moesaic.ops.permutation import Permutation
 
 # Pairs that a program ranks among each other, experts it counts at once, scores (rows times columns) it holds: each
 # a few tens of registers a thread. Not yet compared with others on a device.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moesaic.ops.permute import Permutation
+from moesaic.ops.permutation import Permutation
 from moesaic.ops.quant import IntegerMatrix, QuantisedExperts, integers_of
 
 

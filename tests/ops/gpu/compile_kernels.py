@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from moesaic.ops.gpu import permute, route, swiglu
-from moesaic.ops.permute import Permutation
+from moesaic.ops.permutation import Permutation
 
 # Ampere and Hopper, by compute capability; threads of a warp.
 TARGETS = (GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32))

@@ -13,7 +13,7 @@ if not (HAS_TRITON and torch.cuda.is_available()):
 from moesaic.ops.gpu.mixture import mix_experts
 from moesaic.ops.gpu.permute import permute
 from moesaic.ops.gpu.route import group_by_expert, top_k
-from moesaic.ops.permute import Permutation
+from moesaic.ops.permutation import Permutation
 
 pytestmark = pytest.mark.gpu
 
