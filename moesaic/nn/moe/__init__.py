@@ -1,1 +1,1 @@
-"""The mixture-of-experts layer: route, dispatch, compute, combine."""
+"""The mixture-of-experts layer: route, mix, balance."""

@@ -7,31 +7,27 @@ from typing import Protocol
 
 from torch import Tensor
 
+from moesaic.nn.moe.experts import Experts
 from moesaic.nn.moe.router import Routing
-from moesaic.ops.permutation import Permutation
-from moesaic.ops.permute import combine, group_by_expert, permute
+from moesaic.ops.mixture import mix_experts
+from moesaic.ops.permute import group_by_expert
 
 
 class Dispatcher(Protocol):
-    """Moves rows to experts and back. `combine` undoes the `dispatch` of the same permutation."""
+    """Takes tokens to their experts, has them computed, and brings the weighted results back."""
 
-    def dispatch(self, hidden_TD: Tensor, routing: Routing, num_experts: int) -> tuple[Tensor, Permutation]:
-        """Return the rows, grouped by expert, and how to bring them back."""
-        ...
-
-    def combine(self, rows_ND: Tensor, routing: Routing, permutation: Permutation) -> Tensor:
-        """Return [T, D]: for each token the weighted sum of its rows."""
+    def mix(self, hidden_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
+        """Return [T, D]: for each token the sum of its experts' outputs times their routing weights."""
         ...
 
 
 class LocalDispatcher:
-    """All experts are on this device: a gather, and a weighted sum."""
+    """All experts are on this device: one operation does it all."""
 
-    def dispatch(self, hidden_TD: Tensor, routing: Routing, num_experts: int) -> tuple[Tensor, Permutation]:
-        """Sort the routed rows by expert."""
-        permutation = group_by_expert(routing.token_ids_N, routing.expert_ids_N, len(hidden_TD), num_experts)
-        return permute(hidden_TD, permutation), permutation
-
-    def combine(self, rows_ND: Tensor, routing: Routing, permutation: Permutation) -> Tensor:
-        """Sum each token's rows with its routing weights."""
-        return combine(rows_ND, routing.weights_N, permutation)
+    def mix(self, hidden_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
+        """Mix in place of the tokens; weights in another dtype than the tokens' are cast, as under autocast."""
+        permutation = group_by_expert(
+            routing.token_ids_N, routing.expert_ids_N, len(hidden_TD), experts.gate_up.shape[0]
+        )
+        gate_up, down = experts.gate_up.to(hidden_TD.dtype), experts.down.to(hidden_TD.dtype)
+        return mix_experts(hidden_TD, routing.weights_N, gate_up, down, permutation)

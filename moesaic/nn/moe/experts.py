@@ -1,9 +1,7 @@
-"""The weights of all experts of a layer."""
+"""The weights of all experts of a layer; a dispatcher brings tokens to them."""
 
 import torch
-from torch import Tensor, nn
-
-from moesaic.ops.expert_mlp import expert_mlp
+from torch import nn
 
 
 class Experts(nn.Module):
@@ -13,7 +11,3 @@ class Experts(nn.Module):
         super().__init__()
         self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * hidden_width, width))
         self.down = nn.Parameter(torch.empty(num_experts, width, hidden_width))
-
-    def forward(self, rows_ND: Tensor, counts_E: Tensor) -> Tensor:
-        """Apply expert e to its counts_E[e] rows; rows are grouped by expert."""
-        return expert_mlp(rows_ND, self.gate_up.to(rows_ND.dtype), self.down.to(rows_ND.dtype), counts_E)

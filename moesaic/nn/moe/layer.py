@@ -1,4 +1,4 @@
-"""The MoE layer: route, dispatch, compute, combine."""
+"""The MoE layer: route, mix, add what is shared."""
 
 from dataclasses import dataclass
 
@@ -55,9 +55,7 @@ class MoELayer(nn.Module):
         hidden_TD = flat_TD if valid_T is None else flat_TD[valid_T]
 
         routing = self.router(hidden_TD)
-        rows_ND, permutation = self.dispatcher.dispatch(hidden_TD, routing, self.config.num_experts)
-        rows_ND = self.experts(rows_ND, permutation.counts_E)
-        mixed_TD = self.dispatcher.combine(rows_ND, routing, permutation)
+        mixed_TD = self.dispatcher.mix(hidden_TD, routing, self.experts)
         if self.config.routed_scaling_factor != 1.0:
             mixed_TD = mixed_TD * self.config.routed_scaling_factor
         if self.shared is not None:
