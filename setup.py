@@ -40,6 +40,7 @@ class BuildKernels(build_ext):
                 macros.append(f"-D{missing}")
         objects += self._compile("csrc/portable/kernels.cpp", "portable", openmp)
         objects += self._compile("csrc/routing.cpp", "routing", openmp)
+        objects += self._compile("csrc/read.cpp", "read", openmp)
         objects += self._compile("csrc/cpu.cpp", "cpu", [])
         objects += self._compile("csrc/moesaic.cpp", "moesaic", macros)
         self.compiler.link_shared_object(

@@ -74,6 +74,10 @@ MOESAIC_API int moesaic_group_by_expert(const int64_t* tokens, const int64_t* ex
                                         int64_t num_tokens, int64_t num_experts, int64_t* sorted_tokens,
                                         int64_t* inverse, int64_t* starts, int64_t* counts);
 
+// Read memory once, as fast as it goes (in whole lines; up to a few at the end of each thread's share are left out);
+// the sum of its words, so that nothing is optimised away.
+MOESAIC_API uint64_t moesaic_read(const void* memory, int64_t bytes, int num_threads);
+
 #ifdef __cplusplus
 }
 #endif

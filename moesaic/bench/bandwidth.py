@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from moesaic.bench.measure import measure
+from moesaic.ops.cpu.library import load_library
 
 # Beyond the last-level cache, of which a shared machine does not tell how much is ours.
 BUFFER_BYTES = 2**30
-# All read every byte once, with all threads; which of torch's reductions is the fastest depends on the machine.
+# All read every byte once, with all threads; which is the fastest depends on the machine.
 _READERS: dict[str, Callable[[Tensor], object]] = {
     "sum of float32": lambda buffer: buffer.view(torch.float32).sum(),
     "sum of int64": lambda buffer: buffer.view(torch.int64).sum(),
@@ -29,5 +30,9 @@ def read_bandwidth(num_bytes: int = BUFFER_BYTES, repeats: int = 5) -> float:
     # Filled, because pages that were never written are all one page of zeros.
     buffer = torch.ones(num_bytes, dtype=torch.uint8)
     readers = {name: lambda read=read: read(buffer) for name, read in _READERS.items()}
+    library = load_library()
+    if library is not None:
+        threads = torch.get_num_threads()
+        readers["the kernels' library"] = lambda: library.moesaic_read(buffer.data_ptr(), num_bytes, threads)
     times = measure(readers, repeats, warmup=1)
     return num_bytes / min(statistics.median(each) for each in times.values())

@@ -60,6 +60,8 @@ def load_library() -> ctypes.CDLL | None:
     for name in _TAKE_TWO_POINTERS:  # else ctypes would cut an address to 32 bits
         getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.moesaic_read.argtypes = [pointer, size, ctypes.c_int]
+    library.moesaic_read.restype = ctypes.c_uint64
     library.moesaic_top_k.argtypes = [pointer, size, size, size, ctypes.c_int, pointer]
     library.moesaic_group_by_expert.argtypes = [pointer, pointer, size, size, size, *[pointer] * 4]
     return library
