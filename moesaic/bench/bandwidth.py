@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,10 +30,11 @@ def read_bandwidth(num_bytes: int = BUFFER_BYTES, repeats: int = 5) -> float:
     """
     # Filled, because pages that were never written are all one page of zeros.
     buffer = torch.ones(num_bytes, dtype=torch.uint8)
-    readers = {name: lambda read=read: read(buffer) for name, read in _READERS.items()}
+    readers: dict[str, Callable[[], object]] = {name: partial(read, buffer) for name, read in _READERS.items()}
     library = load_library()
     if library is not None:
-        threads = torch.get_num_threads()
-        readers["the kernels' library"] = lambda: library.moesaic_read(buffer.data_ptr(), num_bytes, threads)
+        readers["the kernels' library"] = partial(
+            library.moesaic_read, buffer.data_ptr(), num_bytes, torch.get_num_threads()
+        )
     times = measure(readers, repeats, warmup=1)
     return num_bytes / min(statistics.median(each) for each in times.values())
