@@ -51,19 +51,26 @@ struct Following {
     }
 };
 
-// A block of 4 bits on its way to the int8 that a product reads: one strip ahead of the product that meets it first.
-// By default there is nothing to unpack.
-struct Nibbles {
-    const char* from = nullptr;
-    int64_t strips = 0;
-    char* to = nullptr;
+// The left block of a product, strip by strip. One of 4 bits is unpacked on the way, two strips ahead of the product that
+// meets it first; room for a few strips is enough, and stays in the nearest cache, where no other product follows.
+struct LeftBlock {
+    static constexpr int64_t kAhead = 2, kRing = 4, kFetchBytes = 6 << 10;
 
-    // Unpack the next strip, if there is one.
+    const char* int8 = nullptr;
+    const char* nibbles = nullptr;  // null: `int8` is there
+    char* room = nullptr;
+    int64_t strips = 0, unpacked = 0;
+    int64_t mask = -1;         // of the numbers of strips
+    int64_t fetch_bytes = 0;  // how far ahead unpacking fetches, row by row: blocks follow one another
+
+    const char* strip(int64_t s) const { return int8 + (s & mask) * kLeftStripBytes; }
+
+    // Have the strips before `end` unpacked.
     template <class Unpack>
-    void next(Unpack&& unpack_strip) {
-        if (strips == 0) return;
-        unpack_strip(from, to);
-        --strips, from += quantised_strip_bytes(4), to += kLeftStripBytes;
+    void unpack(int64_t end, Unpack&& unpack_strip) {
+        for (; unpacked < strips && unpacked < end; ++unpacked)
+            unpack_strip(nibbles + unpacked * quantised_strip_bytes(4), room + (unpacked & mask) * kLeftStripBytes,
+                         fetch_bytes);
     }
 };
 

@@ -2,6 +2,8 @@
 //
 // As `mixture_forward.h`, but tokens are int8. The gated values of a row share one scale, which is known when the whole
 // row is: gate_up leaves floats, lane by lane as they come, and down quantises them into panels when it takes a segment.
+// With many segments each is one thread's from end to end, and its floats stay in that thread's cache; else threads share
+// the blocks of all.
 #pragma once
 
 #include "mixture.h"
@@ -24,33 +26,42 @@ class QuantisedForward : Mixture<Isa> {
           gate_up{static_cast<const char*>(m.gate_up), quantised.gate_up_scales, in_strips, mid_strips * 4},
           down{static_cast<const char*>(m.down), quantised.down_scales, mid_strips, in_strips * 2},
           segments(m, Base::rows_together((in_strips > mid_strips ? in_strips : mid_strips) * kStripBytes), false),
+          by_segment(segments.size() >= 8 * num_threads),
           memory(scratch) {
         const int64_t most_strips = in_strips > mid_strips ? in_strips : mid_strips;
         const int64_t most_panels = ceil_div(segments.longest(), kBlock) * 2;
-        gated = memory.template take<float>(segments.num_panels() * gated_floats());
+        gated = by_segment ? nullptr : memory.template take<float>(segments.num_panels() * gated_floats());
         rows = m.token_ids == nullptr ? nullptr : memory.template take<T>(m.num_rows * D);
         for (int i = 0; i < num_threads; ++i)
             threads.push_back({memory.template take<>(most_panels * most_strips * kPanelStripBytes),
                                memory.template take<>(most_strips * kPanelStripBytes),
                                bits == 8 ? nullptr : memory.template take<>(most_strips * kLeftStripBytes),
                                memory.template take<float>(most_panels * kLanes),
-                               memory.template take<int32_t>(kBlock * kBlock), -1});
+                               memory.template take<int32_t>(kBlock * kBlock),
+                               by_segment ? memory.template take<float>(most_panels * gated_floats()) : nullptr, -1});
     }
 
     int64_t scratch_bytes() const { return memory.used(); }
 
     void run(T* out) {
         const auto cost = [](const Segment& s) { return strip_cost(s); };
-        Work gate_work(segments, gate_up.blocks, num_threads, cost);
-        Work down_work(segments, ceil_div(D, kBlock), num_threads, cost);
+        const int64_t down_blocks = ceil_div(D, kBlock);
+        Work whole(segments, by_segment ? 1 : 0, num_threads, cost);
+        Work gate_work(segments, by_segment ? 0 : gate_up.blocks, num_threads, cost);
+        Work down_work(segments, by_segment ? 0 : down_blocks, num_threads, cost);
         T* const to = rows == nullptr ? out : rows;
         run_team(num_threads, [&](int i) {
             Thread& thread = threads[i];
             Isa::begin();
-            gate_work.run(i, [&](int64_t s, int64_t block) { gate_block(gate_work, thread, s, block); });
-            thread.packed = -1;
-            barrier();
-            down_work.run(i, [&](int64_t s, int64_t block) { down_block(down_work, thread, s, block, to); });
+            whole.run(i, [&](int64_t s, int64_t) {
+                for (int64_t block = 0; block < gate_up.blocks; ++block)
+                    gate_block(thread, s, block, block + 1 < gate_up.blocks ? at(gate_up, s, block + 1) : at(down, s, 0));
+                for (int64_t block = 0; block < down_blocks; ++block)
+                    down_block(thread, s, block, block + 1 < down_blocks ? at(down, s, block + 1) : first_of(gate_up, s + 1), to);
+            });
+            gate_work.run(i, [&](int64_t s, int64_t block) { gate_block(thread, s, block, next(gate_work, gate_up, s, block)); });
+            if (!by_segment) barrier();
+            down_work.run(i, [&](int64_t s, int64_t block) { down_block(thread, s, block, next(down_work, down, s, block), to); });
             Isa::end();
             if (rows == nullptr) return;
             barrier();
@@ -63,7 +74,8 @@ class QuantisedForward : Mixture<Isa> {
         char *tokens, *bytes, *left;
         float* scales;  // of the packed tokens
         int32_t* c;
-        int64_t packed;  // the segment whose tokens are packed
+        float* gated;
+        int64_t packed;  // the segment whose tokens are packed: 2 s its hidden ones, 2 s + 1 the gated
     };
 
     // One of the two matrices of all experts.
@@ -81,50 +93,60 @@ class QuantisedForward : Mixture<Isa> {
 
     int64_t gated_floats() const { return mid_strips * kStripBytes * kLanes; }  // of a panel
 
+    float* gated_at(const Thread& thread, int64_t s, int64_t panel) const {
+        return by_segment ? thread.gated + panel * gated_floats() : gated + (segments[s].first_panel + panel) * gated_floats();
+    }
+
     void pack_hidden(Thread& thread, int64_t s) const {
-        if (thread.packed == s) return;
+        if (thread.packed == 2 * s) return;
         const Segment& segment = segments[s];
         for (int64_t panel = 0; panel < segment.num_panels(); ++panel) {
-            const T* at[kLanes];
+            const T* lanes[kLanes];
             const int64_t first = panel * kLanes, left = segment.num_rows - first;
             const int count = left < kLanes ? int(left) : kLanes;
-            for (int lane = 0; lane < count; ++lane) at[lane] = hidden + Base::token_of(segment.first_row + first + lane) * D;
-            Isa::pack_tokens(at, count, D, thread.bytes, thread.tokens + panel * in_strips * kPanelStripBytes,
+            for (int lane = 0; lane < count; ++lane) lanes[lane] = hidden + Base::token_of(segment.first_row + first + lane) * D;
+            Isa::pack_tokens(lanes, count, D, thread.bytes, thread.tokens + panel * in_strips * kPanelStripBytes,
                              thread.scales + first);
         }
-        thread.packed = s;
+        thread.packed = 2 * s;
     }
 
     void pack_gated(Thread& thread, int64_t s) const {
-        if (thread.packed == s) return;
+        if (thread.packed == 2 * s + 1) return;
         for (int64_t panel = 0; panel < segments[s].num_panels(); ++panel)
-            Isa::pack_gated(gated + (segments[s].first_panel + panel) * gated_floats(), mid_strips * kStripBytes,
+            Isa::pack_gated(gated_at(thread, s, panel), mid_strips * kStripBytes,
                             thread.tokens + panel * mid_strips * kPanelStripBytes, thread.scales + panel * kLanes);
-        thread.packed = s;
+        thread.packed = 2 * s + 1;
     }
 
-    const char* block_at(const Matrix& w, int64_t s, int64_t block) const {
+    const char* at(const Matrix& w, int64_t s, int64_t block) const {
         return w.data + (segments[s].expert * w.blocks + block) * w.strips * quantised_strip_bytes(bits);
     }
 
+    // What comes after a block, if there is anything.
+    const char* next(const Work& work, const Matrix& w, int64_t s, int64_t block) const {
+        return work.next(s, block) ? at(w, s, block) : nullptr;
+    }
+    const char* first_of(const Matrix& w, int64_t s) const { return s < segments.size() ? at(w, s, 0) : nullptr; }
+
     // Multiply a block with the packed tokens and call finish(pair, panels of the pair) after each pair of panels.
     template <class Done>
-    void multiply(const Matrix& w, const Work& work, Thread& thread, int64_t s, int64_t block, Done&& finish) const {
+    void multiply(const Matrix& w, Thread& thread, int64_t s, int64_t block, const char* next, Done&& finish) const {
         const Segment& segment = segments[s];
-        const char* weights = block_at(w, s, block);
+        const char* weights = at(w, s, block);
         Following following;
-        int64_t next_s = s, next_block = block;
-        if (work.next(next_s, next_block)) {
-            const int64_t lines = ceil_div(quantised_strip_bytes(bits), kStripBytes);
-            following = {block_at(w, next_s, next_block), ceil_div(lines, segment.num_pairs())};
+        if (next != nullptr)
+            following = {next, ceil_div(ceil_div(quantised_strip_bytes(bits), kStripBytes), segment.num_pairs())};
+        LeftBlock left = {weights};
+        if (bits == 4) {
+            left = {thread.left, weights, thread.left, w.strips};
+            if (Isa::kReadsLeftOnce && segment.num_pairs() == 1)
+                left.mask = LeftBlock::kRing - 1, left.fetch_bytes = LeftBlock::kFetchBytes, following = {};
         }
-        Nibbles nibbles;
-        if (bits == 4) nibbles = {weights, w.strips, thread.left};
-        const char* const left = bits == 4 ? thread.left : weights;
         for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {
             const bool both = 2 * pair + 1 < segment.num_panels();
             const char* tokens = thread.tokens + 2 * pair * w.strips * kPanelStripBytes;
-            Isa::multiply(left, nibbles, w.strips, tokens, both ? tokens + w.strips * kPanelStripBytes : nullptr, thread.c,
+            Isa::multiply(left, w.strips, tokens, both ? tokens + w.strips * kPanelStripBytes : nullptr, thread.c,
                           following);
             finish(pair, both ? 2 : 1);
         }
@@ -134,28 +156,28 @@ class QuantisedForward : Mixture<Isa> {
         return w.scales + (segments[s].expert * w.blocks + block) * kBlock;
     }
 
-    void gate_block(const Work& work, Thread& thread, int64_t s, int64_t block) const {
+    void gate_block(Thread& thread, int64_t s, int64_t block, const char* next) const {
         pack_hidden(thread, s);
-        multiply(gate_up, work, thread, s, block, [&](int64_t pair, int num_panels) {
+        multiply(gate_up, thread, s, block, next, [&](int64_t pair, int num_panels) {
             for (int p = 0; p < num_panels; ++p) {
                 const int64_t panel = 2 * pair + p, left = segments[s].num_rows - panel * kLanes;
-                float* to = gated + (segments[s].first_panel + panel) * gated_floats() + block * kHalf * kLanes;
+                float* to = gated_at(thread, s, panel) + block * kHalf * kLanes;
                 Isa::gate(thread.c + p * kLanes, scales_of(gate_up, s, block), thread.scales + panel * kLanes,
                           left < kLanes ? int(left) : kLanes, to);
             }
         });
     }
 
-    void down_block(const Work& work, Thread& thread, int64_t s, int64_t block, T* to) const {
+    void down_block(Thread& thread, int64_t s, int64_t block, const char* next, T* to) const {
         pack_gated(thread, s);
         const int64_t d = block * kBlock;
         const int columns = D - d < kBlock ? int(D - d) : kBlock;
-        multiply(down, work, thread, s, block, [&](int64_t pair, int) {
-            T* at[kBlock];
+        multiply(down, thread, s, block, next, [&](int64_t pair, int) {
+            T* to_rows[kBlock];
             const int64_t first = pair * kBlock, left = segments[s].num_rows - first;
             const int num_tokens = left < kBlock ? int(left) : kBlock;
-            for (int i = 0; i < num_tokens; ++i) at[i] = to + (segments[s].first_row + first + i) * D + d;
-            Isa::store_tokens(thread.c, scales_of(down, s, block), thread.scales + first, at, num_tokens, columns);
+            for (int i = 0; i < num_tokens; ++i) to_rows[i] = to + (segments[s].first_row + first + i) * D + d;
+            Isa::store_tokens(thread.c, scales_of(down, s, block), thread.scales + first, to_rows, num_tokens, columns);
         });
     }
 
@@ -163,6 +185,7 @@ class QuantisedForward : Mixture<Isa> {
     const int64_t in_strips, mid_strips;
     const Matrix gate_up, down;
     const Segments segments;
+    const bool by_segment;
     Scratch memory;
     float* gated;  // by panels: depth, lane
     T* rows;

@@ -8,37 +8,39 @@ namespace {
 
 template <class T>
 struct QuantisedAmx : Quantised512<T, 0> {
+    static constexpr bool kReadsLeftOnce = true;
+
     static void begin() { load_tiles(); }
     static void end() { _tile_release(); }
 
-    static void multiply(const char* left, Nibbles& nibbles, int64_t strips, const char* panel0, const char* panel1, int32_t* c,
+    static void multiply(LeftBlock& left, int64_t strips, const char* panel0, const char* panel1, int32_t* c,
                          Following& following) {
-        const char *a0 = left, *a1 = left + kHalf * kStripBytes;
-        nibbles.next(unpack_strip);
         _tile_zero(0);
         _tile_zero(2);
         if (panel1 == nullptr) {
-            for (int64_t s = 0; s < strips; ++s, a0 += kLeftStripBytes, a1 += kLeftStripBytes, panel0 += kPanelStripBytes) {
-                nibbles.next(unpack_strip);
+            for (int64_t s = 0; s < strips; ++s, panel0 += kPanelStripBytes) {
+                left.unpack(s + 1 + LeftBlock::kAhead, unpack_strip);
                 following.fetch();
+                const char* const at = left.strip(s);
                 _tile_loadd(6, panel0, 64);
-                _tile_loadd(4, a0, kStripBytes);
+                _tile_loadd(4, at, kStripBytes);
                 _tile_dpbssd(0, 4, 6);
-                _tile_loadd(5, a1, kStripBytes);
+                _tile_loadd(5, at + kHalf * kStripBytes, kStripBytes);
                 _tile_dpbssd(2, 5, 6);
             }
         } else {
             _tile_zero(1);
             _tile_zero(3);
-            for (int64_t s = 0; s < strips; ++s, a0 += kLeftStripBytes, a1 += kLeftStripBytes) {
-                nibbles.next(unpack_strip);
+            for (int64_t s = 0; s < strips; ++s) {
+                left.unpack(s + 1 + LeftBlock::kAhead, unpack_strip);
                 following.fetch();
-                _tile_loadd(4, a0, kStripBytes);
+                const char* const at = left.strip(s);
+                _tile_loadd(4, at, kStripBytes);
                 _tile_loadd(6, panel0, 64);
                 _tile_dpbssd(0, 4, 6);
                 _tile_loadd(7, panel1, 64);
                 _tile_dpbssd(1, 4, 7);
-                _tile_loadd(5, a1, kStripBytes);
+                _tile_loadd(5, at + kHalf * kStripBytes, kStripBytes);
                 _tile_dpbssd(2, 5, 6);
                 _tile_dpbssd(3, 5, 7);
                 panel0 += kPanelStripBytes;

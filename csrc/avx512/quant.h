@@ -24,11 +24,12 @@ struct Grid {
 inline __m512i magnitude(__m512 x) { return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)); }
 
 // A strip of 32 rows of nibbles as one of int8.
-inline void unpack_strip(const char* strip, char* to) {
+inline void unpack_strip(const char* strip, char* to, int64_t fetch_bytes) {
     const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), nibble = _mm512_set1_epi8(15);
     const uint8_t* multipliers = reinterpret_cast<const uint8_t*>(strip + kBlock * kNibbleRowBytes);
 #pragma GCC unroll 8
     for (int row = 0; row < kBlock; ++row) {
+        if (row % 2 == 0) __builtin_prefetch(strip + row * kNibbleRowBytes + fetch_bytes, 0, 2);
         const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(strip + row * kNibbleRowBytes));
         const __m512i nibbles = _mm512_and_si512(_mm512_srlv_epi64(_mm512_broadcast_i64x4(bytes), shift), nibble);
         const __m128i multiples = _mm_load_si128(reinterpret_cast<const __m128i*>(kMultiples.of[multipliers[row]]));
@@ -126,50 +127,55 @@ struct Quantised512 {
     // Store `width` values and zeros up to a whole strip; return their scale.
     static float quantise_row(const T* row, int64_t width, char* to) {
         __m512i most = _mm512_setzero_si512();
-        for (int64_t at = 0; at < width; at += 32) {
-            const Pair x = load_pair(row + at, count_at(width, at));
+        for_each_pair(row, width, width, [&](int64_t, Pair x) {
             most = _mm512_max_epi32(most, _mm512_max_epi32(magnitude(x.low), magnitude(x.high)));
-        }
+        });
         const Grid grid(_mm512_set1_epi32(_mm512_reduce_max_epi32(most)));
         const __m128i flip = _mm_set1_epi8(int8_t(kFlip));
-        for (int64_t at = 0; at < round_up(width, kStripBytes); at += 32) {
-            const Pair x = load_pair(row + at, count_at(width, at));
+        for_each_pair(row, width, round_up(width, kStripBytes), [&](int64_t at, Pair x) {
             __m128i* const bytes = reinterpret_cast<__m128i*>(to + at);
             _mm_store_si128(bytes, _mm_xor_si128(_mm512_cvtsepi32_epi8(grid.quantise(x.low)), flip));
             _mm_store_si128(bytes + 1, _mm_xor_si128(_mm512_cvtsepi32_epi8(grid.quantise(x.high)), flip));
-        }
+        });
         return _mm512_cvtss_f32(grid.scale);
     }
 
-    static int count_at(int64_t width, int64_t at) { return width - at < 32 ? int(width - at) : 32; }
+    // Call body(at, 32 values) up to `end`, zeros beyond `width`.
+    template <class Body>
+    static void for_each_pair(const T* row, int64_t width, int64_t end, Body&& body) {
+        int64_t at = 0;
+        for (; at + 32 <= width; at += 32) body(at, load_pair(row + at, 32));
+        for (; at < end; at += 32) body(at, load_pair(row + at, int(width - at)));
+    }
 };
 
 // The product of 8 rows by 2 panels of sums. VNNI multiplies unsigned by signed: tokens come 128 too large, and 128
 // times the sum of a row's weights is taken off.
 template <class T>
 struct QuantisedVnni : Quantised512<T, 0x80> {
-    static void multiply(const char* left, Nibbles& nibbles, int64_t strips, const char* panel0, const char* panel1, int32_t* c,
+    static constexpr bool kReadsLeftOnce = false;
+
+    static void multiply(LeftBlock& left, int64_t strips, const char* panel0, const char* panel1, int32_t* c,
                          Following& following) {
         const char* const panels[2] = {panel0, panel1};
         for (int row = 0; row < kBlock; row += 8) {
-            const char* at = left + row * kStripBytes;
-            if (panel1 == nullptr) rows8<1>(at, nibbles, strips, panels, c + row * kBlock, following);
-            else rows8<2>(at, nibbles, strips, panels, c + row * kBlock, following);
+            if (panel1 == nullptr) rows8<1>(row, left, strips, panels, c + row * kBlock, following);
+            else rows8<2>(row, left, strips, panels, c + row * kBlock, following);
         }
     }
 
    private:
     template <int kPanels>
-    static void rows8(const char* at, Nibbles& nibbles, int64_t strips, const char* const* panels, int32_t* c, Following& following) {
-        nibbles.next(unpack_strip);
+    static void rows8(int first, LeftBlock& left, int64_t strips, const char* const* panels, int32_t* c, Following& following) {
         const __m512i one = _mm512_set1_epi8(1);
         __m512i sums[8][kPanels], weights[8];
         for (int row = 0; row < 8; ++row) {
             weights[row] = _mm512_setzero_si512();
             for (int p = 0; p < kPanels; ++p) sums[row][p] = _mm512_setzero_si512();
         }
-        for (int64_t s = 0; s < strips; ++s, at += kLeftStripBytes) {
-            nibbles.next(unpack_strip);
+        for (int64_t s = 0; s < strips; ++s) {
+            left.unpack(s + 1 + LeftBlock::kAhead, unpack_strip);
+            const char* const at = left.strip(s) + first * kStripBytes;
             if (s % 4 == 0) following.fetch();
             for (int row = 0; row < 8; ++row)
                 weights[row] = _mm512_dpbusd_epi32(weights[row], one, _mm512_loadu_si512(at + row * kStripBytes));

@@ -21,6 +21,8 @@ struct QuantisedPortable {
     using Element = T;
     using Finish = typename Portable<T>::Finish;
 
+    static constexpr bool kReadsLeftOnce = false;
+
     static void begin() {}
     static void end() {}
 
@@ -35,18 +37,19 @@ struct QuantisedPortable {
             scales[lane] = pack(depth, panel, lane, [&](int64_t d) { return gated[d * kLanes + lane]; });
     }
 
-    static void multiply(const char* left, Nibbles& nibbles, int64_t strips, const char* panel0, const char* panel1, int32_t* c,
+    static void multiply(LeftBlock& left, int64_t strips, const char* panel0, const char* panel1, int32_t* c,
                          Following&) {
-        while (nibbles.strips > 0) nibbles.next(unpack_strip);
+        left.unpack(strips, unpack_strip);
         for (int row = 0; row < kBlock; ++row)
             for (int p = 0; p < (panel1 == nullptr ? 1 : 2); ++p) {
                 int32_t sums[kLanes] = {};
-                const char* strip = left + row * kStripBytes;
                 const int8_t* token = reinterpret_cast<const int8_t*>(p == 0 ? panel0 : panel1);
-                for (int64_t s = 0; s < strips; ++s, strip += kLeftStripBytes)
+                for (int64_t s = 0; s < strips; ++s) {
+                    const char* const strip = left.strip(s) + row * kStripBytes;
                     for (int word = 0; word < 16; ++word, token += kLanes * 4)
                         for (int lane = 0; lane < kLanes; ++lane)
                             for (int i = 0; i < 4; ++i) sums[lane] += int8_t(strip[word * 4 + i]) * token[lane * 4 + i];
+                }
                 std::memcpy(c + row * kBlock + p * kLanes, sums, sizeof(sums));
             }
     }
@@ -68,7 +71,7 @@ struct QuantisedPortable {
     }
 
    private:
-    static void unpack_strip(const char* strip, char* to) {
+    static void unpack_strip(const char* strip, char* to, int64_t) {
         for (int row = 0; row < kBlock; ++row, to += kStripBytes) {
             const int8_t* multiples = kMultiples.of[int(strip[kBlock * kNibbleRowBytes + row])];
             for (int i = 0; i < kNibbleRowBytes; ++i) {
