@@ -151,7 +151,7 @@ def _bench_forward(case: Case, layers: list[Layer], repeats: int) -> Report:
     prepared = {
         name: [candidate.prepare(layer, shape) for layer in layers[:num_layers]]
         for name, candidate in CANDIDATES.items()
-        if candidate.max_tokens is None or case.tokens <= candidate.max_tokens
+        if candidate.takes(case.tokens, case.dtype)
     }
     _check_results({name: each[0].forward(inputs[0]) for name, each in prepared.items()})
     calls = {

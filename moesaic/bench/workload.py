@@ -1,12 +1,14 @@
 """What the candidates are given: layers of weights, and tokens with their routing."""
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from moesaic.bench.shape import Shape
+from moesaic.ops.quant import QuantisedExperts, quantise_experts
 
 # The popularity of the expert of rank r falls as r to minus this.
 ROUTINGS = {"uniform": 0.0, "zipf": 1.2}
@@ -17,10 +19,27 @@ _COLD_BYTES = 4 * 2**30
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of a layer's experts, which all candidates share: gate_up [E, 2F, D] and down [E, D, F]."""
+    """The weights of a layer's experts, which all candidates share.
+
+    Attributes:
+        gate_up, down: [E, 2F, D] and [E, D, F].
+        low_bit: the same with 8 or 4 bits, made when first asked for.
+        source: the layer whose low-bit weights it copies, for rounding takes seconds; None: it rounds its own.
+    """
 
     gate_up: nn.Parameter
     down: nn.Parameter
+    low_bit: dict[int, QuantisedExperts] = field(default_factory=dict)
+    source: "Layer | None" = None
+
+    def quantised(self, bits: int) -> QuantisedExperts:
+        """Return the experts with weights of 8 or 4 bits, in memory of their own."""
+        if bits not in self.low_bit:
+            if self.source is None:
+                self.low_bit[bits] = quantise_experts(self.gate_up.detach(), self.down.detach(), bits)
+            else:
+                self.low_bit[bits] = copy.deepcopy(self.source.quantised(bits))
+        return self.low_bit[bits]
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,8 @@ def build_layers(shape: Shape, dtype: torch.dtype, num_layers: int) -> list[Laye
     down.normal_(std=shape.expert_width**-0.5)
     layers = [Layer(nn.Parameter(gate_up), nn.Parameter(down))]
     for index in range(1, num_layers):
-        layers.append(Layer(nn.Parameter(gate_up.roll(index)), nn.Parameter(down.roll(index))))
+        rolled = nn.Parameter(gate_up.roll(index)), nn.Parameter(down.roll(index))
+        layers.append(Layer(*rolled, source=layers[0]))
     return layers
 
 

@@ -5,10 +5,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from moesaic.bench.candidate import CANDIDATES
+from moesaic.bench.compare import check_equal
 from moesaic.bench.shape import Shape
 from moesaic.bench.workload import ROUTINGS, Inputs, Layer, build_layers, count_cold_layers, draw_inputs
 
 SHAPE = Shape(48, 32, 16, 8, 3)
+LOW_BIT = [name for name in CANDIDATES if "int" in name]
+FLOATS = [name for name in CANDIDATES if name not in LOW_BIT]
 
 
 @pytest.fixture
@@ -32,13 +35,36 @@ def _expected(layer: Layer, inputs: Inputs) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("name", [name for name in CANDIDATES if not name.startswith("dense")])
+@pytest.mark.parametrize("name", [name for name in FLOATS if not name.startswith("dense")])
 def test_mixture_is_the_written_out_sum_when_computed_one_by_one(name: str, layer: Layer, inputs: Inputs) -> None:
     found = CANDIDATES[name].prepare(layer, SHAPE).forward(inputs)
     torch.testing.assert_close(found, _expected(layer, inputs), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", CANDIDATES)
+@pytest.mark.parametrize("name", LOW_BIT)
+@torch.no_grad()
+def test_low_bit_mixture_is_within_its_limit_when_computed_in_bfloat16(name: str) -> None:
+    bfloat16_layer = build_layers(SHAPE, torch.bfloat16, 1)[0]
+    inputs = draw_inputs(SHAPE, torch.bfloat16, "uniform", seed=0)
+    expected = CANDIDATES["moesaic"].prepare(bfloat16_layer, SHAPE).forward(inputs)
+    check_equal(name, CANDIDATES[name].prepare(bfloat16_layer, SHAPE).forward(inputs), expected, CANDIDATES[name].limit)
+
+
+def test_low_bit_candidates_take_part_when_a_figure_of_theirs_is_asked_for() -> None:
+    for name in LOW_BIT:
+        taken = [tokens for tokens in (1, 4, 1024) if CANDIDATES[name].takes(tokens, torch.bfloat16)]
+        assert taken == [1, 1024]
+        assert not CANDIDATES[name].takes(1, torch.float32)
+
+
+def test_low_bit_weights_stand_apart_in_memory_when_layers_share_their_values() -> None:
+    first, second = build_layers(SHAPE, torch.float32, 2)
+    assert first.quantised(8) is first.quantised(8)
+    assert torch.equal(first.quantised(8).down, second.quantised(8).down)
+    assert first.quantised(8).down.data_ptr() != second.quantised(8).down.data_ptr()
+
+
+@pytest.mark.parametrize("name", FLOATS)
 def test_weights_are_no_copy_when_a_candidate_is_prepared(name: str, layer: Layer) -> None:
     pointers = {layer.gate_up.untyped_storage().data_ptr(), layer.down.untyped_storage().data_ptr()}
     prepared = CANDIDATES[name].prepare(layer, SHAPE)
