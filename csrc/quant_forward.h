@@ -71,7 +71,7 @@ class QuantisedForward : Mixture<Isa> {
 
    private:
     struct Thread {
-        char *tokens, *bytes, *left;
+        char *tokens, *bytes, *left;  // panels; rows of bytes, or the one token there is; an unpacked block
         float* scales;  // of the packed tokens
         int32_t* c;
         float* gated;
@@ -108,6 +108,7 @@ class QuantisedForward : Mixture<Isa> {
             Isa::pack_tokens(lanes, count, D, thread.bytes, thread.tokens + panel * in_strips * kPanelStripBytes,
                              thread.scales + first);
         }
+        if (segment.num_rows == 1) Isa::take_lane(thread.tokens, in_strips, thread.bytes);
         thread.packed = 2 * s;
     }
 
@@ -116,6 +117,7 @@ class QuantisedForward : Mixture<Isa> {
         for (int64_t panel = 0; panel < segments[s].num_panels(); ++panel)
             Isa::pack_gated(gated_at(thread, s, panel), mid_strips * kStripBytes,
                             thread.tokens + panel * mid_strips * kPanelStripBytes, thread.scales + panel * kLanes);
+        if (segments[s].num_rows == 1) Isa::take_lane(thread.tokens, mid_strips, thread.bytes);
         thread.packed = 2 * s + 1;
     }
 
@@ -134,15 +136,15 @@ class QuantisedForward : Mixture<Isa> {
     void multiply(const Matrix& w, Thread& thread, int64_t s, int64_t block, const char* next, Done&& finish) const {
         const Segment& segment = segments[s];
         const char* weights = at(w, s, block);
-        Following following;
-        if (next != nullptr)
-            following = {next, ceil_div(ceil_div(quantised_strip_bytes(bits), kStripBytes), segment.num_pairs())};
-        LeftBlock left = {weights};
-        if (bits == 4) {
-            left = {thread.left, weights, thread.left, w.strips};
-            if (Isa::kReadsLeftOnce && segment.num_pairs() == 1)
-                left.mask = LeftBlock::kRing - 1, left.fetch_bytes = LeftBlock::kFetchBytes, following = {};
+        const int64_t strip_bytes = quantised_strip_bytes(bits);
+        Following following = {next == nullptr ? weights : next, Following::run_of(w.strips * strip_bytes),
+                               ceil_div(ceil_div(strip_bytes, kStripBytes), segment.num_pairs())};
+        if (segment.num_rows == 1) {
+            Isa::multiply_one(bits, weights, w.strips, thread.bytes, thread.c, following);
+            return finish(0, 1);
         }
+        LeftBlock left = {weights};
+        if (bits == 4) left = {thread.left, weights, thread.left, w.strips};
         for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {
             const bool both = 2 * pair + 1 < segment.num_panels();
             const char* tokens = thread.tokens + 2 * pair * w.strips * kPanelStripBytes;

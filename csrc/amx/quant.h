@@ -8,8 +8,6 @@ namespace {
 
 template <class T>
 struct QuantisedAmx : Quantised512<T, 0> {
-    static constexpr bool kReadsLeftOnce = true;
-
     static void begin() { load_tiles(); }
     static void end() { _tile_release(); }
 

@@ -21,19 +21,62 @@ struct Grid {
     __m512i quantise(__m512 x) const { return _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)); }
 };
 
+inline __m512i lane_numbers() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+
 inline __m512i magnitude(__m512 x) { return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)); }
 
-// A strip of 32 rows of nibbles as one of int8.
-inline void unpack_strip(const char* strip, char* to, int64_t fetch_bytes) {
+// A row of a strip of nibbles, of some table of their multiples.
+inline __m512i unpack_row(const Multiples& table, const char* strip, int row) {
     const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), nibble = _mm512_set1_epi8(15);
-    const uint8_t* multipliers = reinterpret_cast<const uint8_t*>(strip + kBlock * kNibbleRowBytes);
+    const uint8_t multiplier = uint8_t(strip[kBlock * kNibbleRowBytes + row]);
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(strip + row * kNibbleRowBytes));
+    const __m512i nibbles = _mm512_and_si512(_mm512_srlv_epi64(_mm512_broadcast_i64x4(bytes), shift), nibble);
+    const __m128i multiples = _mm_load_si128(reinterpret_cast<const __m128i*>(table.of[multiplier]));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(multiples), nibbles);
+}
+
+// A strip of 32 rows of nibbles as one of int8.
+inline void unpack_strip(const char* strip, char* to) {
 #pragma GCC unroll 8
-    for (int row = 0; row < kBlock; ++row) {
-        if (row % 2 == 0) __builtin_prefetch(strip + row * kNibbleRowBytes + fetch_bytes, 0, 2);
-        const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(strip + row * kNibbleRowBytes));
-        const __m512i nibbles = _mm512_and_si512(_mm512_srlv_epi64(_mm512_broadcast_i64x4(bytes), shift), nibble);
-        const __m128i multiples = _mm_load_si128(reinterpret_cast<const __m128i*>(kMultiples.of[multipliers[row]]));
-        _mm512_store_si512(to + row * kStripBytes, _mm512_shuffle_epi8(_mm512_broadcast_i32x4(multiples), nibbles));
+    for (int row = 0; row < kBlock; ++row) _mm512_store_si512(to + row * kStripBytes, unpack_row(kMultiples, strip, row));
+}
+
+// A lane of a panel as a row of bytes.
+inline void take_lane(const char* panel, int64_t strips, char* row) {
+    const __m512i words = _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(kLanes));
+    for (int64_t s = 0; s < strips; ++s) _mm512_store_si512(row + s * kStripBytes, _mm512_i32gather_epi32(words, panel + s * kPanelStripBytes, 4));
+}
+
+// The product of a block, as it is stored, with one token. Weights take the unsigned side of VNNI, 128 too large.
+// Memory is what it waits for, so it fetches the next block row by row.
+template <int kBits>
+inline void multiply_one(const char* weights, int64_t strips, const char* token, uint8_t flip, int32_t* c, Following following) {
+    constexpr int64_t kStep = quantised_strip_bytes(kBits), kRowBytes = kBits == 8 ? kStripBytes : kNibbleRowBytes;
+    const __m512i offset = _mm512_set1_epi8(-128), flips = _mm512_set1_epi8(int8_t(flip));
+    __m512i extra = _mm512_setzero_si512();
+    for (int64_t s = 0; s < strips; ++s)
+        extra = _mm512_dpbusd_epi32(extra, offset, _mm512_xor_si512(_mm512_load_si512(token + s * kStripBytes), flips));
+    const __m512i bias = _mm512_set1_epi32(_mm512_reduce_add_epi32(extra));
+    for (int half = 0; half < 2; ++half) {
+        __m512i sums[kHalf];
+        for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+        for (int64_t s = 0; s < strips; ++s) {
+            const char* const strip = weights + s * kStep;
+            const __m512i bytes = _mm512_xor_si512(_mm512_load_si512(token + s * kStripBytes), flips);
+#pragma GCC unroll 16
+            for (int r = 0; r < kHalf; ++r) {
+                const int row = half * kHalf + r;
+                if (r * kRowBytes % kStripBytes == 0) following.fetch_line();
+                const __m512i values = kBits == 8 ? _mm512_xor_si512(_mm512_loadu_si512(strip + row * kRowBytes), offset)
+                                                  : unpack_row(kOffsetMultiples, strip, row);
+                sums[r] = _mm512_dpbusd_epi32(sums[r], values, bytes);
+            }
+        }
+        transpose(sums);
+        __m512i total = _mm512_sub_epi32(_mm512_setzero_si512(), bias);
+        for (const __m512i& sum : sums) total = _mm512_add_epi32(total, sum);
+        const __m512i rows = _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(kBlock));
+        _mm512_i32scatter_epi32(c + half * kHalf * kBlock, rows, total, 4);
     }
 }
 
@@ -43,8 +86,15 @@ struct Quantised512 {
     using Element = T;
     using Finish = ::Finish<T>;
 
+    static constexpr auto take_lane = ::take_lane;
+
     static void begin() {}
     static void end() {}
+
+    static void multiply_one(int bits, const char* weights, int64_t strips, const char* token, int32_t* c, Following& following) {
+        if (bits == 8) ::multiply_one<8>(weights, strips, token, kFlip, c, following);
+        else ::multiply_one<4>(weights, strips, token, kFlip, c, following);
+    }
 
     // Quantise up to 16 rows into a panel; `bytes` has room for it as well.
     static void pack_tokens(const T* const* rows, int count, int64_t width, char* bytes, char* panel, float* scales) {
@@ -106,7 +156,7 @@ struct Quantised512 {
    private:
     // The same for one token: the rows of C in lanes instead.
     static void gate_one(const int32_t* c, const float* scales, float token_scale, float* to) {
-        const __m512i rows = _mm512_mullo_epi32(lanes(), _mm512_set1_epi32(kBlock));
+        const __m512i rows = _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(kBlock));
         const __m512 token = _mm512_set1_ps(token_scale);
         __m512 values[2];
         for (int half = 0; half < 2; ++half) {
@@ -117,8 +167,6 @@ struct Quantised512 {
         for (int f = 0; f < kHalf; ++f)
             _mm512_store_ps(to + f * kLanes, _mm512_maskz_permutexvar_ps(1, _mm512_set1_epi32(f), gated));
     }
-
-    static __m512i lanes() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
     static __m512 scaled(const int32_t* sums, float scale, __m512 token) {
         return _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums)), _mm512_set1_ps(scale)), token);
@@ -153,8 +201,6 @@ struct Quantised512 {
 // times the sum of a row's weights is taken off.
 template <class T>
 struct QuantisedVnni : Quantised512<T, 0x80> {
-    static constexpr bool kReadsLeftOnce = false;
-
     static void multiply(LeftBlock& left, int64_t strips, const char* panel0, const char* panel1, int32_t* c,
                          Following& following) {
         const char* const panels[2] = {panel0, panel1};

@@ -21,8 +21,6 @@ struct QuantisedPortable {
     using Element = T;
     using Finish = typename Portable<T>::Finish;
 
-    static constexpr bool kReadsLeftOnce = false;
-
     static void begin() {}
     static void end() {}
 
@@ -54,6 +52,22 @@ struct QuantisedPortable {
             }
     }
 
+    static void take_lane(const char* panel, int64_t strips, char* row) {
+        for (int64_t word = 0; word < strips * 16; ++word) std::memcpy(row + word * 4, panel + word * kLanes * 4, 4);
+    }
+
+    static void multiply_one(int bits, const char* weights, int64_t strips, const char* token, int32_t* c, Following&) {
+        for (int row = 0; row < kBlock; ++row) c[row * kBlock] = 0;
+        for (int64_t s = 0; s < strips; ++s, weights += quantised_strip_bytes(bits)) {
+            char unpacked[kLeftStripBytes];
+            if (bits == 4) unpack_strip(weights, unpacked);
+            const char* const strip = bits == 4 ? unpacked : weights;
+            for (int row = 0; row < kBlock; ++row)
+                for (int i = 0; i < kStripBytes; ++i)
+                    c[row * kBlock] += int8_t(strip[row * kStripBytes + i]) * int8_t(token[s * kStripBytes + i]);
+        }
+    }
+
     static void gate(const int32_t* c, const float* scales, const float* token_scales, int count, float* to) {
         for (int f = 0; f < kHalf; ++f)
             for (int lane = 0; lane < kLanes; ++lane) {
@@ -71,7 +85,7 @@ struct QuantisedPortable {
     }
 
    private:
-    static void unpack_strip(const char* strip, char* to, int64_t) {
+    static void unpack_strip(const char* strip, char* to) {
         for (int row = 0; row < kBlock; ++row, to += kStripBytes) {
             const int8_t* multiples = kMultiples.of[int(strip[kBlock * kNibbleRowBytes + row])];
             for (int i = 0; i < kNibbleRowBytes; ++i) {
