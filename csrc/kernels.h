@@ -5,11 +5,11 @@
 
 struct Kernels {
     int64_t (*forward_scratch)(const MoesaicMixture&);
-    void (*forward)(const MoesaicMixture&, void* out);
+    void (*forward)(const MoesaicMixture&, void* scratch, void* out);
     int64_t (*backward_scratch)(const MoesaicMixture&);
-    void (*backward)(const MoesaicMixture&, const MoesaicMixtureGradients&);
+    void (*backward)(const MoesaicMixture&, void* scratch, const MoesaicMixtureGradients&);
     int64_t (*quantised_scratch)(const MoesaicQuantised&);
-    void (*quantised_forward)(const MoesaicQuantised&, void* out);
+    void (*quantised_forward)(const MoesaicQuantised&, void* scratch, void* out);
 };
 
 // The kernels of a dtype; null where there are none.

@@ -12,14 +12,14 @@ namespace {
 template <class Isa, class Quantised>
 constexpr Kernels kKernelsOf = {
     [](const MoesaicMixture& m) { return MixtureForward<Isa>(m, nullptr).scratch_bytes(); },
-    [](const MoesaicMixture& m, void* out) {
-        MixtureForward<Isa>(m, m.scratch).run(static_cast<typename Isa::Element*>(out));
+    [](const MoesaicMixture& m, void* scratch, void* out) {
+        MixtureForward<Isa>(m, scratch).run(static_cast<typename Isa::Element*>(out));
     },
     [](const MoesaicMixture& m) { return MixtureBackward<Isa>(m, nullptr).scratch_bytes(); },
-    [](const MoesaicMixture& m, const MoesaicMixtureGradients& g) { MixtureBackward<Isa>(m, m.scratch).run(g); },
+    [](const MoesaicMixture& m, void* scratch, const MoesaicMixtureGradients& g) { MixtureBackward<Isa>(m, scratch).run(g); },
     [](const MoesaicQuantised& q) { return QuantisedForward<Quantised>(q, nullptr).scratch_bytes(); },
-    [](const MoesaicQuantised& q, void* out) {
-        QuantisedForward<Quantised>(q, q.mixture.scratch).run(static_cast<typename Quantised::Element*>(out));
+    [](const MoesaicQuantised& q, void* scratch, void* out) {
+        QuantisedForward<Quantised>(q, scratch).run(static_cast<typename Quantised::Element*>(out));
     },
 };
 

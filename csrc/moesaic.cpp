@@ -1,7 +1,9 @@
 // The C interface: finds the kernels of an instruction set and a dtype.
 #include "moesaic.h"
 
+#include <cstddef>
 #include <new>
+#include <vector>
 
 #include "cpu.h"
 #include "kernels.h"
@@ -71,11 +73,61 @@ bool fits(const MoesaicMixture& m) {
     return m.num_tokens == 0 ? m.num_rows == 0 : m.starts[0] == 0;
 }
 
-// The same for a mixture, whose routing is looked at first.
+// A mixture whose rows are grouped by expert: as it was given, or by us, in memory of our own.
+class Grouped {
+   public:
+    explicit Grouped(const MoesaicMixture& given) : mixture(given) {
+        if (given.expert_ids == nullptr) {
+            status = fits(given) ? MOESAIC_OK : MOESAIC_BAD_ROUTING;
+            return;
+        }
+        const int64_t N = given.num_rows, T = given.num_tokens;
+        if (T == 0 ? N != 0 : N % T != 0) {
+            status = MOESAIC_BAD_ROUTING;
+            return;
+        }
+        own_.resize(3 * N + T + given.num_experts);
+        int64_t *tokens = own_.data(), *token_ids = tokens + N, *inverse = token_ids + N, *starts = inverse + N, *counts = starts + T;
+        for (int64_t t = 0, p = 0; t < T; ++t)
+            for (int64_t k = 0; k < N / T; ++k) tokens[p++] = t;
+        status = moesaic_group_by_expert(tokens, given.expert_ids, N, T, given.num_experts, token_ids, inverse, starts, counts);
+        mixture.token_ids = token_ids, mixture.inverse = inverse, mixture.starts = starts, mixture.counts = counts;
+    }
+
+    MoesaicMixture mixture;
+    int status;
+
+   private:
+    std::vector<int64_t> own_;
+};
+
+// The same for a mixture, whose routing is looked at first: body(kernels, grouped mixture).
 template <class Body>
-int with_mixture(const MoesaicMixture& mixture, Body&& body) {
-    return fits(mixture) ? with_kernels(mixture.isa, mixture.dtype, body) : MOESAIC_BAD_ROUTING;
+int with_mixture(const MoesaicMixture& given, Body&& body) {
+    try {
+        const Grouped grouped(given);
+        if (grouped.status != MOESAIC_OK) return grouped.status;
+        return with_kernels(given.isa, given.dtype, [&](const Kernels& k) { body(k, grouped.mixture); });
+    } catch (const std::bad_alloc&) {
+        return MOESAIC_OUT_OF_MEMORY;
+    }
 }
+
+// The working memory of a call: the caller's, or our own for as long as it lasts.
+class Working {
+   public:
+    Working(void* given, int64_t bytes)
+        : own_(given == nullptr ? ::operator new(static_cast<std::size_t>(bytes), kAlignment) : nullptr), given_(given) {}
+    ~Working() { ::operator delete(own_, kAlignment); }
+    Working(const Working&) = delete;
+    Working& operator=(const Working&) = delete;
+
+    void* data() const { return given_ == nullptr ? own_ : given_; }
+
+   private:
+    static constexpr std::align_val_t kAlignment{64};
+    void *own_, *given_;
+};
 
 }  // namespace
 
@@ -84,25 +136,40 @@ const char* moesaic_isa_name(int isa) { return kSets[isa].name; }
 const char* moesaic_isa_refusal(int isa) { return kSets[isa].refusal(); }
 
 int moesaic_mixture_forward_scratch(const MoesaicMixture* mixture, int64_t* bytes) {
-    return with_mixture(*mixture, [&](const Kernels& k) { *bytes = k.forward_scratch(*mixture); });
+    return with_mixture(*mixture, [&](const Kernels& k, const MoesaicMixture& m) { *bytes = k.forward_scratch(m); });
 }
 
 int moesaic_mixture_forward(const MoesaicMixture* mixture, void* out) {
-    return with_mixture(*mixture, [&](const Kernels& k) { k.forward(*mixture, out); });
+    return with_mixture(*mixture, [&](const Kernels& k, const MoesaicMixture& m) {
+        const Working scratch(m.scratch, k.forward_scratch(m));
+        k.forward(m, scratch.data(), out);
+    });
 }
 
 int moesaic_mixture_backward_scratch(const MoesaicMixture* mixture, int64_t* bytes) {
-    return with_mixture(*mixture, [&](const Kernels& k) { *bytes = k.backward_scratch(*mixture); });
+    return with_mixture(*mixture, [&](const Kernels& k, const MoesaicMixture& m) { *bytes = k.backward_scratch(m); });
 }
 
 int moesaic_mixture_backward(const MoesaicMixture* mixture, const MoesaicMixtureGradients* gradients) {
-    return with_mixture(*mixture, [&](const Kernels& k) { k.backward(*mixture, *gradients); });
+    return with_mixture(*mixture, [&](const Kernels& k, const MoesaicMixture& m) {
+        const Working scratch(m.scratch, k.backward_scratch(m));
+        k.backward(m, scratch.data(), *gradients);
+    });
 }
 
 int moesaic_quantised_forward_scratch(const MoesaicQuantised* quantised, int64_t* bytes) {
-    return with_mixture(quantised->mixture, [&](const Kernels& k) { *bytes = k.quantised_scratch(*quantised); });
+    return with_mixture(quantised->mixture, [&](const Kernels& k, const MoesaicMixture& m) {
+        MoesaicQuantised q = *quantised;
+        q.mixture = m;
+        *bytes = k.quantised_scratch(q);
+    });
 }
 
 int moesaic_quantised_forward(const MoesaicQuantised* quantised, void* out) {
-    return with_mixture(quantised->mixture, [&](const Kernels& k) { k.quantised_forward(*quantised, out); });
+    return with_mixture(quantised->mixture, [&](const Kernels& k, const MoesaicMixture& m) {
+        MoesaicQuantised q = *quantised;
+        q.mixture = m;
+        const Working scratch(m.scratch, k.quantised_scratch(q));
+        k.quantised_forward(q, scratch.data(), out);
+    });
 }

@@ -1,8 +1,7 @@
 // The C interface of the kernels: raw pointers in, raw pointers out.
 //
-// All matrices are row-major and contiguous. bfloat16 values are passed as their bits. Nothing is allocated here but
-// what the `scratch` pointers name; a caller asks for the size first. Every function returns 0, or the number of a
-// `MOESAIC_...` error, and changes nothing it does not name. Results do not depend on `num_threads`.
+// All matrices are row-major and contiguous. bfloat16 values are passed as their bits. Every function returns 0, or the
+// number of a `MOESAIC_...` error, and changes nothing it does not name. Results do not depend on `num_threads`.
 #ifndef MOESAIC_H
 #define MOESAIC_H
 
@@ -31,12 +30,13 @@ typedef struct {
     const int64_t* token_ids;  // [N] token of each row; null: row n is token n, and nothing is summed
     const int64_t* inverse;    // [N] row of each pair, pairs in token order; null with token_ids
     const int64_t* starts;     // [T] first pair of each token; null with token_ids
-    const float* weights;      // [N] weight of each pair; null with token_ids
+    const int64_t* expert_ids; // [T, N / T] the experts of each token, in place of the four before, which are then null
+    const float* weights;      // [N] weight of each pair; null where rows are not summed
     const void* hidden;        // [T, D]
     const void* gate_up;       // [E, 2F, D] gate rows, then up rows
     const void* down;          // [E, D, F]
     void* gate_up_rows;        // [N, 2F] products before the gating, kept for the backward pass; null: not kept
-    void* scratch;             // 64-byte aligned
+    void* scratch;             // 64-byte aligned, as large as `..._scratch` says; null: the call takes its own
 } MoesaicMixture;
 
 // out [T, D] = sum over a token's pairs of weight * down(silu(gate(x)) * up(x)); without token_ids [N, D], the rows.

@@ -64,6 +64,7 @@ struct Run {
     Guard guard;
     bool fused;                                       // a mixture, or plain rows
     bool out_kept, hidden, weights, gate_up, down;    // what is asked for
+    bool ids = false;                                 // the experts of each token for a routing, and no scratch
 };
 struct Results {
     Bytes out, hidden, weights, gate_up, down;
@@ -86,22 +87,26 @@ Results compute(const Shape& shape, const Example& x, const Dtype& dtype, const 
     m.isa = run.isa, m.dtype = dtype.number, m.num_threads = run.num_threads;
     m.num_tokens = int64_t(shape.chosen.size()), m.num_rows = N;
     m.width = shape.width, m.hidden_width = shape.hidden_width, m.num_experts = shape.num_experts;
-    m.counts = counts.data();
-    if (run.fused) m.token_ids = ids.data(), m.inverse = inverse.data(), m.starts = starts.data(), m.weights = weights.data();
+    std::vector<int64_t> chosen;
+    for (const auto& experts : shape.chosen) chosen.insert(chosen.end(), experts.begin(), experts.end());
+    const Guarded<int64_t> expert_ids(chosen, guard);
+    if (run.ids) m.expert_ids = expert_ids.data(), m.weights = weights.data();
+    else m.counts = counts.data();
+    if (run.fused && !run.ids) m.token_ids = ids.data(), m.inverse = inverse.data(), m.starts = starts.data(), m.weights = weights.data();
     m.hidden = hidden->data(), m.gate_up = gate_up->data(), m.down = down->data();
     m.gate_up_rows = run.out_kept ? kept.data() : nullptr;
 
     int64_t bytes;
     CHECK(moesaic_mixture_forward_scratch(&m, &bytes) == MOESAIC_OK, "refused");
     const Guarded<unsigned char> scratch(bytes, guard), out(int64_t(x.out.size()) * dtype.size, guard);
-    m.scratch = scratch.data();
+    m.scratch = run.ids ? nullptr : scratch.data();
     CHECK(moesaic_mixture_forward(&m, out.data()) == MOESAIC_OK, "refused");
     if (!run.out_kept) return {copy(out), {}, {}, {}, {}};
 
     CHECK(moesaic_mixture_backward_scratch(&m, &bytes) == MOESAIC_OK, "refused");
     const Guarded<unsigned char> more(bytes, guard), grad_hidden(hidden->size(), guard), grad_weights(4 * N, guard);
     const Guarded<unsigned char> grad_gate_up(gate_up->size(), guard), grad_down(down->size(), guard);
-    m.scratch = more.data();
+    m.scratch = run.ids ? nullptr : more.data();
     MoesaicMixtureGradients g = {};
     g.out = grad_out->data();
     if (run.hidden) g.hidden = grad_hidden.data();
@@ -175,6 +180,17 @@ void check_plain_rows(const Shape& shape, const Dtype& dtype, int isa) {
     CHECK(one.gate_up == other.gate_up && one.down == other.down && one.weights == other.weights, "plain rows differ");
 }
 
+// Grouping and scratch may be left to the call.
+void check_expert_ids(const Shape& shape, const Dtype& dtype, int isa) {
+    const Example x = compute_example(shape, dtype.rounded);
+    const Run given = {isa, 2, Guard::kAfter, true, true, true, true, true, true};
+    Run left = given;
+    left.ids = true;
+    const Results one = compute(shape, x, dtype, given), other = compute(shape, x, dtype, left);
+    CHECK(one.out == other.out && one.hidden == other.hidden && one.weights == other.weights, "expert ids differ");
+    CHECK(one.gate_up == other.gate_up && one.down == other.down, "expert ids differ");
+}
+
 // Within somebody's parallel region a team has one thread, however many are asked for.
 void check_smaller_team(const Shape& shape, const Dtype& dtype, int isa) {
     const Example x = compute_example(shape, dtype.rounded);
@@ -201,6 +217,7 @@ int main() {
             for (const Shape& shape : shapes) check_shape(shape, dtype, isa);
             check_parts(mixed, dtype, isa);
             check_plain_rows(rows, dtype, isa);
+            check_expert_ids(mixed, dtype, isa);
             check_smaller_team(mixed, dtype, isa);
         }
     }

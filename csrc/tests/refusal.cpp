@@ -12,6 +12,7 @@ struct Routing {
     std::vector<int64_t> counts{3, 1}, token_ids{0, 1, 2, 1}, inverse{0, 1, 3, 2}, starts{0, 1, 3};
     int64_t num_tokens = 3, num_rows = 4;
     bool has_tokens = true;
+    std::vector<int64_t> expert_ids;  // in place of the rest, if there are any
     int isa = 0, dtype = MOESAIC_FLOAT32;
 
     // What all four functions answer, which has to be the same.
@@ -23,6 +24,7 @@ struct Routing {
         m.counts = counts.data();
         if (has_tokens) m.token_ids = token_ids.data(), m.inverse = inverse.data(), m.starts = starts.data();
         if (has_tokens) m.weights = numbers.data();
+        if (!expert_ids.empty()) m.expert_ids = expert_ids.data(), m.counts = m.token_ids = m.inverse = m.starts = nullptr;
         m.hidden = m.gate_up = m.down = numbers.data();
         int64_t bytes = -1;
         const int status = moesaic_mixture_forward_scratch(&m, &bytes);
@@ -81,6 +83,11 @@ int main() {
     check("rows without tokens", bad, [](Routing& r) { r.num_tokens = 0; });
     check("plain rows", MOESAIC_OK, [](Routing& r) { r.has_tokens = false, r.num_tokens = 4; });
     check("plain rows that are no rows", bad, [](Routing& r) { r.has_tokens = false; });
+    check("expert ids", MOESAIC_OK, [](Routing& r) { r.expert_ids = {1, 0, 0, 1, 0, 1}, r.num_rows = 6; });
+    check("expert id below", bad, [](Routing& r) { r.expert_ids = {1, 0, 0, -1, 0, 1}, r.num_rows = 6; });
+    check("expert id beyond", bad, [](Routing& r) { r.expert_ids = {1, 0, 0, 2, 0, 1}, r.num_rows = 6; });
+    check("expert ids that are no rows of tokens", bad, [](Routing& r) { r.expert_ids = {1, 0, 0, 1}; });
+    check("expert ids without tokens", bad, [](Routing& r) { r.expert_ids = {1, 0, 0, 1}, r.num_tokens = 0; });
     check("nothing", MOESAIC_OK, [](Routing& r) { r.counts = {0, 0}, r.num_tokens = r.num_rows = 0; });
     check("no pairs", MOESAIC_OK, [](Routing& r) { r.counts = {0, 0}, r.starts = {0, 0, 0}, r.num_rows = 0; });
     return 0;

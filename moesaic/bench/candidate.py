@@ -14,7 +14,6 @@ from moesaic.bench.peer import build_peer_experts
 from moesaic.bench.shape import Shape
 from moesaic.bench.workload import Inputs, Layer
 from moesaic.ops.mixture import mix_experts
-from moesaic.ops.permute import group_by_expert
 from moesaic.ops.quantised_mixture import mix_experts_quantised
 
 
@@ -60,9 +59,7 @@ class Candidate:
 
 def _moesaic(layer: Layer, shape: Shape) -> Prepared:
     def forward(inputs: Inputs) -> Tensor:
-        expert_ids_N, num_tokens = inputs.expert_ids_TK.flatten(), len(inputs.hidden_TD)
-        permutation = group_by_expert(inputs.token_ids_N, expert_ids_N, num_tokens, shape.experts)
-        return mix_experts(inputs.hidden_TD, inputs.weights_TK.flatten(), layer.gate_up, layer.down, permutation)
+        return mix_experts(inputs.hidden_TD, inputs.weights_TK, layer.gate_up, layer.down, inputs.expert_ids_TK)
 
     return Prepared(forward, (layer.gate_up, layer.down))
 
@@ -72,9 +69,7 @@ def _quantised(bits: int) -> Callable[[Layer, Shape], Prepared]:
         experts = layer.quantised(bits)
 
         def forward(inputs: Inputs) -> Tensor:
-            expert_ids_N, num_tokens = inputs.expert_ids_TK.flatten(), len(inputs.hidden_TD)
-            permutation = group_by_expert(inputs.token_ids_N, expert_ids_N, num_tokens, shape.experts)
-            return mix_experts_quantised(inputs.hidden_TD, inputs.weights_TK.flatten(), experts, permutation)
+            return mix_experts_quantised(inputs.hidden_TD, inputs.weights_TK, experts, inputs.expert_ids_TK)
 
         return Prepared(forward, ())
 

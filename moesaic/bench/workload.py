@@ -50,14 +50,12 @@ class Inputs:
         hidden_TD: the tokens.
         expert_ids_TK: int64, distinct within a row.
         weights_TK: of the dtype of the tokens, rows summing to one.
-        token_ids_N: the token of each pair, as our router gives it.
         grad_TD: the gradient that comes back to the result.
     """
 
     hidden_TD: Tensor
     expert_ids_TK: Tensor
     weights_TK: Tensor
-    token_ids_N: Tensor
     grad_TD: Tensor
 
 
@@ -89,6 +87,5 @@ def draw_inputs(shape: Shape, dtype: torch.dtype, routing: str, seed: int) -> In
         hidden_TD=torch.randn(shape.tokens, shape.width, generator=random).to(dtype).requires_grad_(),
         expert_ids_TK=popularity_TE.multinomial(shape.chosen, generator=random),
         weights_TK=(weights_TK / weights_TK.sum(1, keepdim=True)).to(dtype).requires_grad_(),
-        token_ids_N=torch.arange(shape.tokens).repeat_interleave(shape.chosen),
         grad_TD=torch.randn(shape.tokens, shape.width, generator=random).to(dtype),
     )

@@ -140,21 +140,20 @@ class _Call:
     def mix(self) -> Tensor:
         """Compute the call."""
         num_tokens, num_experts = len(self.hidden_TD), len(self.gate_up)
-        token_ids_T = torch.arange(num_tokens, device=self.hidden_TD.device)
-        token_ids_N = token_ids_T.repeat_interleave(self.expert_ids_TK.shape[1])
-        expert_ids_N, weights_N = self.expert_ids_TK.flatten(), self.weights_TK.flatten()
-        # Expert parallelism gives the experts of other ranks the first id that does not exist.
-        is_here_N = expert_ids_N != num_experts
-        if not is_here_N.all():
-            token_ids_N, expert_ids_N, weights_N = (each[is_here_N] for each in (token_ids_N, expert_ids_N, weights_N))
-        last = int(expert_ids_N.max()) if len(expert_ids_N) else 0
+        last = int(self.expert_ids_TK.max()) if self.expert_ids_TK.numel() else 0
         if last > num_experts:
             raise UnsupportedError(
                 f"experts were called with the id {last}, but there are {num_experts}",
                 f"ids run from 0 to {num_experts - 1}, and {num_experts} marks an expert of another rank",
             )
+        if last < num_experts:
+            ids_TK = self.expert_ids_TK.long()
+            return mix_experts(self.hidden_TD, self.weights_TK, self.gate_up, self.down, ids_TK)
+        # Expert parallelism gives the experts of other ranks the first id that does not exist.
+        is_here_TK = self.expert_ids_TK != num_experts
+        token_ids_N, expert_ids_N = is_here_TK.nonzero()[:, 0], self.expert_ids_TK[is_here_TK].long()
         permutation = group_by_expert(token_ids_N, expert_ids_N, num_tokens, num_experts)
-        return mix_experts(self.hidden_TD, weights_N, self.gate_up, self.down, permutation)
+        return mix_experts(self.hidden_TD, self.weights_TK[is_here_TK], self.gate_up, self.down, permutation)
 
 
 def _is_experts(module: nn.Module) -> bool:

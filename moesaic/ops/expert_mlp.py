@@ -37,7 +37,7 @@ def expert_mlp(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor)
     check_tensor("counts_E", counts_E, (len(gate_up),), torch.int64, rows_ND.device)
     backend = choose_backend("expert_mlp", rows_ND, gate_up, down)
     if backend == "compiled":
-        return compiled.mix_experts(rows_ND, None, gate_up, down, counts_E)
+        return compiled.apply_experts(rows_ND, gate_up, down, counts_E)
     if backend == "triton":
         return load_gpu_module("mixture").expert_mlp(rows_ND, gate_up, down, counts_E)
     counts = counts_E.tolist()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moesaic.errors import UnsupportedError
 from moesaic.ops.backend import choose_backend, load_gpu_module
 from moesaic.ops.cpu import routing as compiled
 from moesaic.ops.permutation import Permutation
@@ -47,6 +48,37 @@ def group_by_expert(token_ids_N: Tensor, expert_ids_N: Tensor, num_tokens: int, 
         starts_T=per_token_T.cumsum(0) - per_token_T,
         counts_E=torch.bincount(expert_ids_N, minlength=num_experts),
     )
+
+
+def check_routing(
+    routing: Permutation | Tensor, weights: Tensor, num_tokens: int, num_experts: int, device: torch.device
+) -> None:
+    """Check how pairs are given to a mixture: grouped, or as expert ids [T, K]; and their weights.
+
+    Raises:
+        UnsupportedError: a tensor has another shape, dtype or device.
+    """
+    if isinstance(routing, Tensor):
+        check_tensor("routing", routing, (num_tokens, None), torch.int64, device)
+        check_tensor("weights", weights, routing.shape, device=device)
+    else:
+        num_pairs = len(routing.token_ids_N)
+        check_tensor("routing.token_ids_N", routing.token_ids_N, (None,), torch.int64, device)
+        check_tensor("routing.inverse_N", routing.inverse_N, (num_pairs,), torch.int64, device)
+        check_tensor("routing.starts_T", routing.starts_T, (num_tokens,), torch.int64, device)
+        check_tensor("routing.counts_E", routing.counts_E, (num_experts,), torch.int64, device)
+        check_tensor("weights", weights, (num_pairs,), device=device)
+    if not weights.is_floating_point():
+        raise UnsupportedError(f"weights holds {weights.dtype}", "give it in a floating dtype")
+
+
+def as_permutation(routing: Permutation | Tensor, num_experts: int) -> Permutation:
+    """Group the rows of expert ids [T, K]; what is grouped already stays."""
+    if not isinstance(routing, Tensor):
+        return routing
+    num_tokens, num_chosen = routing.shape
+    token_ids_N = torch.arange(num_tokens, device=routing.device).repeat_interleave(num_chosen)
+    return group_by_expert(token_ids_N, routing.flatten(), num_tokens, num_experts)
 
 
 def permute(hidden_TD: Tensor, permutation: Permutation) -> Tensor:

@@ -14,7 +14,7 @@ from moesaic.errors import UnsupportedError
 from moesaic.ops.backend import choose_backend
 from moesaic.ops.cpu import quantised_mixture as compiled
 from moesaic.ops.permutation import Permutation
-from moesaic.ops.permute import combine
+from moesaic.ops.permute import as_permutation, check_routing, combine
 from moesaic.ops.quant import IntegerMatrix, QuantisedExperts, integers_of
 from moesaic.ops.tensor import check_tensor
 
@@ -22,15 +22,15 @@ _MIN_MAGNITUDE = 1e-30  # as in csrc/quant.h
 
 
 def mix_experts_quantised(
-    hidden_TD: Tensor, weights_N: Tensor, experts: QuantisedExperts, permutation: Permutation
+    hidden_TD: Tensor, weights: Tensor, experts: QuantisedExperts, routing: Permutation | Tensor
 ) -> Tensor:
     """Return [T, D]: for each token, the sum over its pairs of weight times expert output; zero without pairs.
 
     Args:
         hidden_TD: [T, D] of float32 or bfloat16.
-        weights_N: [N] routing weights in the order of the pairs, of any floating dtype.
+        weights: routing weights of any floating dtype, [N] in the order of the pairs, or as the ids, [T, K].
         experts: from `quantise_experts`.
-        permutation: from `group_by_expert`.
+        routing: from `group_by_expert`; or, where every token has K experts, their ids, int64 [T, K].
 
     Raises:
         UnsupportedError: a tensor has another shape, dtype or device, or asks for a gradient.
@@ -39,16 +39,12 @@ def mix_experts_quantised(
         raise UnsupportedError(f"hidden_TD holds {hidden_TD.dtype}", "give it as float32 or bfloat16")
     device = experts.gate_up.device
     check_tensor("hidden_TD", hidden_TD, (None, experts.width), device=device)
-    if not weights_N.is_floating_point():
-        raise UnsupportedError(f"weights_N holds {weights_N.dtype}", "give it in a floating dtype")
-    check_tensor("weights_N", weights_N, (len(permutation.inverse_N),), device=device)
-    check_tensor("permutation.starts_T", permutation.starts_T, (len(hidden_TD),), torch.int64, device)
-    check_tensor("permutation.counts_E", permutation.counts_E, (experts.num_experts,), torch.int64, device)
-    if torch.is_grad_enabled() and (hidden_TD.requires_grad or weights_N.requires_grad):
+    check_routing(routing, weights, len(hidden_TD), experts.num_experts, device)
+    if torch.is_grad_enabled() and (hidden_TD.requires_grad or weights.requires_grad):
         raise UnsupportedError("quantised experts have no gradients", "call them under torch.no_grad()")
     if choose_backend("mix_experts_quantised", hidden_TD) == "compiled":
-        return compiled.mix_experts_quantised(hidden_TD, weights_N, experts, permutation)
-    return _mix_in_torch(hidden_TD, weights_N, experts, permutation)
+        return compiled.mix_experts_quantised(hidden_TD, weights, experts, routing)
+    return _mix_in_torch(hidden_TD, weights.flatten(), experts, as_permutation(routing, experts.num_experts))
 
 
 def _mix_in_torch(hidden_TD: Tensor, weights_N: Tensor, experts: QuantisedExperts, permutation: Permutation) -> Tensor:

@@ -25,11 +25,15 @@ def check_tensor(
         UnsupportedError: the shape, dtype or device is another; the text names the argument, what was found and
             what is accepted.
     """
-    accepted = ", ".join("any" if size is None else str(size) for size in shape)
-    if tensor.dim() != len(shape) or any(
-        size is not None and size != found for size, found in zip(shape, tensor.shape, strict=True)
-    ):
-        raise UnsupportedError(f"{name} has the shape {tuple(tensor.shape)}", f"give it the shape ({accepted})")
+    found = tensor.shape
+    # A loop and not `any`: a single token waits for this.
+    fits = len(found) == len(shape)
+    for size, each in zip(shape, found, strict=False):
+        if size is not None and size != each:
+            fits = False
+    if not fits:
+        accepted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise UnsupportedError(f"{name} has the shape {tuple(found)}", f"give it the shape ({accepted})")
     if dtype is not None and tensor.dtype != dtype:
         raise UnsupportedError(f"{name} holds {_plain(tensor.dtype)}", f"give it as {_plain(dtype)}")
     if device is not None and tensor.device != device:

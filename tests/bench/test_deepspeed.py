@@ -78,5 +78,5 @@ def test_process_ends_when_the_peer_is_closed(tmp_path: Path) -> None:
 def test_share_is_that_of_the_pairs_that_find_room_when_loads_are_uneven() -> None:
     shape = Shape(32, 8, 8, 4, 1)
     ids_TK = torch.tensor([0] * 26 + [1, 2, 3] * 2).unsqueeze(1)
-    inputs = Inputs(torch.empty(32, 8), ids_TK, torch.ones(32, 1), torch.arange(32), torch.empty(32, 8))
+    inputs = Inputs(torch.empty(32, 8), ids_TK, torch.ones(32, 1), torch.empty(32, 8))
     assert share_within_capacity(inputs, shape) == (10 + 6) / 32  # 1.25 times the mean of eight

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moesaic.errors import UnsupportedError
+from moesaic.ops.cpu.mixture import list_routing
 from moesaic.ops.mixture import mix_experts
 from moesaic.ops.reference import mixture as oracle
 from moesaic.testing.cases import (
@@ -112,24 +113,42 @@ def test_weights_of_any_dtype_are_taken_when_the_rest_is_another(computer: Compu
         assert relative_error(out, expected) <= TOLERANCES[computer.dtype]
 
 
-@each_compiled
-@pytest.mark.parametrize("fused", [True, False], ids=["mixture", "rows"])
-@pytest.mark.parametrize("asking", [True, False], ids=["with gradients", "without"])
-def test_operators_keep_the_promises_of_torch_when_checked(asking: bool, fused: bool, computer: Computer) -> None:
+@each_computer
+def test_mixture_and_gradients_keep_their_bits_when_expert_ids_are_given(computer: Computer) -> None:
     inputs = draw_mixture(SMALL, computer.dtype)
-    hidden, weights, gate_up, down = (leaf.detach().requires_grad_(asking) for leaf in inputs.leaves)
-    permutation = inputs.permutation
-    routing = permutation.counts_E, permutation.token_ids_N, permutation.inverse_N, permutation.starts_T
-    if not fused:
-        hidden = torch.randn(len(weights), SMALL.width).to(computer.dtype).requires_grad_(asking)
-        weights, routing = None, (permutation.counts_E, None, None, None)
-    tensors = hidden, weights, gate_up, down, *routing
+    ids_TK = torch.tensor(SMALL.chosen)
+    weights_TK = inputs.weights_N.detach().view(ids_TK.shape).requires_grad_()
+    leaves = inputs.hidden_TD, weights_TK, inputs.gate_up, inputs.down
+    found = _collect(mix_experts(*leaves, ids_TK), leaves, inputs.grad_TD)
+    for name, expected in _compute(inputs).items():
+        assert torch.equal(found[name].view_as(expected), expected), name
+    with torch.no_grad():
+        assert torch.equal(mix_experts(*leaves, ids_TK), found["out"])
+
+
+ROUTINGS = ("a permutation", "expert ids", "plain rows")
+
+
+@each_compiled
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_operators_keep_the_promises_of_torch_when_checked(routing: str, computer: Computer) -> None:
+    inputs = draw_mixture(SMALL, computer.dtype)
+    hidden, weights, gate_up, down = (leaf.detach().requires_grad_() for leaf in inputs.leaves)
+    routed = list_routing(inputs.permutation)
+    if routing == "expert ids":
+        weights, routed = weights.detach().view(20, 2).requires_grad_(), [torch.tensor(SMALL.chosen)]
+    if routing == "plain rows":
+        hidden = torch.randn(len(weights), SMALL.width).to(computer.dtype).requires_grad_()
+        weights, routed = None, [inputs.permutation.counts_E]
+    leaves = hidden, weights, gate_up, down
+    plain = [None if each is None else each.detach() for each in leaves]
     checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.moesaic.mixture.default, (*tensors, asking), test_utils=checks)
-    plain = [None if each is None else each.detach() for each in tensors]
-    out, kept = torch.ops.moesaic.mixture(*plain, True)
-    arguments = (torch.randn_like(out), *plain, kept, [True, fused, True, asking])
-    torch.library.opcheck(torch.ops.moesaic.mixture_backward.default, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.moesaic.mixture.default, (*plain, routed), test_utils=checks)
+    torch.library.opcheck(torch.ops.moesaic.mixture_with_gradient.default, (*leaves, routed), test_utils=checks)
+    out, kept = torch.ops.moesaic.mixture_with_gradient(*plain, routed)
+    for needed in ([True, weights is not None, True, True], [True, False, False, True]):
+        arguments = (torch.randn_like(out), *plain, routed, kept, needed)
+        torch.library.opcheck(torch.ops.moesaic.mixture_backward.default, arguments, test_utils=checks)
 
 
 @each_compiled

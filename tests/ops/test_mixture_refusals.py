@@ -24,8 +24,10 @@ def _mix(inputs: MixtureInputs) -> Tensor:
 
 
 def _change(inputs: MixtureInputs, name: str, change: Change) -> MixtureInputs:
-    """Return the inputs with one tensor changed, 'permutation.x' being one of the permutation's."""
+    """Return the inputs with one tensor changed, 'routing.x' being one of the permutation's."""
     outer, _, inner = name.partition(".")
+    if name == "weights":
+        return replace(inputs, weights_N=change(inputs.weights_N.detach()))
     if not inner:
         return replace(inputs, **{outer: change(getattr(inputs, outer).detach())})
     permutation = inputs.permutation
@@ -36,11 +38,11 @@ SHAPES = {
     "hidden_TD": (lambda x: x[0], "(any, any)"),
     "down": (lambda x: x[..., 0], "(any, 8, any)"),
     "gate_up": (lambda x: x[:, 1:], "(3, 12, 8)"),
-    "weights_N": (lambda x: x[1:], "(10)"),
-    "permutation.inverse_N": (lambda x: x[1:], "(10)"),
-    "permutation.starts_T": (lambda x: x[1:], "(5)"),
-    "permutation.counts_E": (lambda x: x.view(3, 1), "(3)"),
-    "permutation.token_ids_N": (lambda x: x.view(2, 5), "(any)"),
+    "weights": (lambda x: x[1:], "(10)"),
+    "routing.inverse_N": (lambda x: x[1:], "(10)"),
+    "routing.starts_T": (lambda x: x[1:], "(5)"),
+    "routing.counts_E": (lambda x: x.view(3, 1), "(3)"),
+    "routing.token_ids_N": (lambda x: x.view(2, 5), "(any)"),
 }
 
 
@@ -50,7 +52,7 @@ def test_shape_is_refused_with_the_name_when_it_is_another(name: str, computer: 
     change, accepted = SHAPES[name]
     inputs = _change(draw_mixture(CASE, computer.dtype), name, change)
     outer, _, inner = name.partition(".")
-    found = getattr(inputs.permutation, inner) if inner else getattr(inputs, outer)
+    found = getattr(inputs.permutation, inner) if inner else getattr(inputs, {"weights": "weights_N"}.get(outer, outer))
     with _refusal(name, f"has the shape {tuple(found.shape)}", f"give it the shape {accepted}"):
         _mix(inputs)
     _run_something(computer)
@@ -67,7 +69,7 @@ def test_dtype_is_refused_with_the_name_when_it_is_another(name: str, computer: 
 
 
 @each_computer
-@pytest.mark.parametrize("name", ["hidden_TD", "weights_N"])
+@pytest.mark.parametrize("name", ["hidden_TD", "weights"])
 def test_whole_numbers_are_refused_when_floating_ones_are_asked_for(name: str, computer: Computer) -> None:
     inputs = _change(draw_mixture(CASE, computer.dtype), name, lambda x: x.long())
     with _refusal(name, "holds torch.int64", "give it in a floating dtype"):
@@ -113,10 +115,46 @@ BAD_ROUTINGS = {
 @pytest.mark.parametrize("name", BAD_ROUTINGS)
 def test_routing_is_refused_when_it_has(name: str, computer: Computer) -> None:
     field, change = BAD_ROUTINGS[name]
-    inputs = _change(draw_mixture(CASE, computer.dtype), f"permutation.{field}", change)
+    inputs = _change(draw_mixture(CASE, computer.dtype), f"routing.{field}", change)
     with pytest.raises(UnsupportedError, match="does not fit the rows") as caught:
         _mix(inputs)
     assert caught.value.hint == "make it with group_by_expert, of tokens that ascend and ids in range"
+
+
+IDS = torch.tensor(CASE.chosen)  # [5, 2]
+
+
+@each_computer
+@pytest.mark.parametrize(
+    ("ids", "weights", "told"),
+    [
+        (IDS[1:], None, r"routing has the shape \(4, 2\)"),
+        (IDS.flatten(), None, r"routing has the shape \(10,\)"),
+        (IDS.int(), None, "routing holds int32"),
+        (IDS.to("meta"), None, "routing is on meta"),
+        (IDS, torch.ones(10), r"weights has the shape \(10,\)"),
+        (IDS, torch.ones(5, 1), r"weights has the shape \(5, 1\)"),
+        (IDS, torch.ones(5, 2).long(), "weights holds torch.int64"),
+    ],
+)
+def test_expert_ids_are_refused_when_they_do_not_fit(
+    ids: Tensor, weights: Tensor | None, told: str, computer: Computer
+) -> None:
+    inputs = draw_mixture(CASE, computer.dtype)
+    weights = inputs.weights_N.view(5, 2) if weights is None else weights
+    with pytest.raises(UnsupportedError, match=told):
+        mix_experts(inputs.hidden_TD, weights, inputs.gate_up, inputs.down, ids)
+    _run_something(computer)
+
+
+@each_compiled
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_expert_ids_are_refused_when_one_is_out_of_range(bad: int, computer: Computer) -> None:
+    inputs = draw_mixture(CASE, computer.dtype)
+    with pytest.raises(UnsupportedError, match="does not fit the rows"):
+        mix_experts(
+            inputs.hidden_TD, inputs.weights_N.view(5, 2), inputs.gate_up, inputs.down, IDS.masked_fill(IDS == 2, bad)
+        )
 
 
 @each_compiled

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from moesaic.errors import UnsupportedError
 from moesaic.ops.cpu.library import ISA_VARIABLE, NONE, list_instruction_sets
+from moesaic.ops.cpu.mixture import list_routing
 from moesaic.ops.mixture import mix_experts
 from moesaic.ops.permutation import Permutation
-from moesaic.ops.permute import group_by_expert
+from moesaic.ops.permute import as_permutation, group_by_expert
 from moesaic.ops.quant import QuantisedExperts, dequantise, quantise_experts
 from moesaic.ops.quantised_mixture import mix_experts_quantised
 from moesaic.ops.reference import quantised_mixture as oracle
@@ -186,6 +187,17 @@ def test_result_is_that_of_contiguous_tensors_when_they_are_strided() -> None:
 
 
 @each_width
+def test_result_keeps_its_bits_when_expert_ids_are_given(bits: int) -> None:
+    shape = (4, 64, 32, 3, 2)
+    experts, *_ = _build(shape, bits)
+    random = torch.Generator().manual_seed(0)
+    ids_TK = torch.rand(4, 3, generator=random).topk(2).indices
+    hidden_TD, weights_TK = torch.randn(4, 64, generator=random), torch.rand(4, 2, generator=random)
+    expected = mix_experts_quantised(hidden_TD, weights_TK.flatten(), experts, as_permutation(ids_TK, 3))
+    assert torch.equal(mix_experts_quantised(hidden_TD, weights_TK, experts, ids_TK), expected)
+
+
+@each_width
 @pytest.mark.skipif(not RUNNABLE, reason="this installation has no compiled kernels")
 def test_operator_passes_torchs_checks_when_quantised(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MOESAIC_ISA", raising=False)  # the kernels themselves are checked
@@ -193,9 +205,9 @@ def test_operator_passes_torchs_checks_when_quantised(bits: int, monkeypatch: py
     experts, *_ = _build(shape, bits)
     hidden_TD, weights_N, permutation = _draw(shape)
     matrices = experts.gate_up, experts.gate_up_scales, experts.down, experts.down_scales
-    routing = permutation.counts_E, permutation.token_ids_N, permutation.inverse_N, permutation.starts_T
     torch.library.opcheck(
-        torch.ops.moesaic.mixture_quantised.default, (hidden_TD, weights_N, *matrices, *routing, experts.hidden_width)
+        torch.ops.moesaic.mixture_quantised.default,
+        (hidden_TD, weights_N, *matrices, list_routing(permutation), experts.hidden_width),
     )
 
 
@@ -211,8 +223,8 @@ def test_arguments_are_refused_when_they_are_wrong() -> None:
     _refused(hidden_TD.double(), weights_N, permutation, "hidden_TD holds torch.float64")
     _refused(torch.ones(3, 7), weights_N, permutation, r"hidden_TD has the shape \(3, 7\)")
     _refused(hidden_TD.to("meta"), weights_N, permutation, "hidden_TD is on meta")
-    _refused(hidden_TD, weights_N.int(), permutation, "weights_N holds torch.int32")
-    _refused(hidden_TD, torch.ones(4), permutation, r"weights_N has the shape \(4,\)")
+    _refused(hidden_TD, weights_N.int(), permutation, "weights holds torch.int32")
+    _refused(hidden_TD, torch.ones(4), permutation, r"weights has the shape \(4,\)")
     _refused(torch.ones(4, 6), weights_N, permutation, r"starts_T has the shape \(3,\)")
     _refused(hidden_TD, weights_N, _route(3, 3, 1), r"counts_E has the shape \(3,\)")
     _refused(hidden_TD.requires_grad_(), weights_N, permutation, "quantised experts have no gradients")

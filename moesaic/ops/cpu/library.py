@@ -18,11 +18,8 @@ ISA_VARIABLE = "MOESAIC_ISA"
 NONE = "none"
 
 _TAKE_TWO_POINTERS = (
-    "moesaic_mixture_forward_scratch",
     "moesaic_mixture_forward",
-    "moesaic_mixture_backward_scratch",
     "moesaic_mixture_backward",
-    "moesaic_quantised_forward_scratch",
     "moesaic_quantised_forward",
 )
 _OUT_OF_MEMORY, _BAD_ROUTING = 3, 4

@@ -1,14 +1,13 @@
 """The mixture of experts in the compiled kernels, as a torch operator with its gradient."""
 
 import ctypes
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from moesaic.errors import UnsupportedError
 from moesaic.ops.cpu.library import InstructionSet, check_status, choose_instruction_set, load_library
+from moesaic.ops.permutation import Permutation
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _ALIGNMENT = 64
@@ -20,7 +19,7 @@ class Mixture(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_int32) for name in ("isa", "dtype", "num_threads")],
         *[(name, ctypes.c_int64) for name in ("num_tokens", "num_rows", "width", "hidden_width", "num_experts")],
-        *[(name, ctypes.c_void_p) for name in ("counts", "token_ids", "inverse", "starts", "weights")],
+        *[(name, ctypes.c_void_p) for name in ("counts", "token_ids", "inverse", "starts", "expert_ids", "weights")],
         *[(name, ctypes.c_void_p) for name in ("hidden", "gate_up", "down", "gate_up_rows", "scratch")],
     ]
 
@@ -48,47 +47,68 @@ def explain_refusal(hidden: Tensor) -> str | None:
 
 
 def mix_experts(
-    hidden_TD: Tensor,
-    weights_N: Tensor | None,
-    gate_up: Tensor,
-    down: Tensor,
-    counts_E: Tensor,
-    token_ids_N: Tensor | None = None,
-    inverse_N: Tensor | None = None,
-    starts_T: Tensor | None = None,
+    hidden_TD: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, routing: Permutation | Tensor
 ) -> Tensor:
-    """Mix, as `ops/mixture.py` says; without the last three, apply each row's expert, as `ops/expert_mlp.py`."""
-    needs_gradient = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (hidden_TD, weights_N, gate_up, down)
-    )
-    weights_N = None if weights_N is None else weights_N.float()
-    routing = (counts_E, token_ids_N, inverse_N, starts_T)
-    return torch.ops.moesaic.mixture(hidden_TD, weights_N, gate_up, down, *routing, needs_gradient)[0]
+    """Mix, as `ops/mixture.py` says."""
+    return _run(hidden_TD, weights.float(), gate_up, down, list_routing(routing))
 
 
-def _forward(
+def apply_experts(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor) -> Tensor:
+    """Apply each row's expert, as `ops/expert_mlp.py` says."""
+    return _run(rows_ND, None, gate_up, down, [counts_E])
+
+
+def list_routing(routing: Permutation | Tensor) -> list[Tensor]:
+    """Return a routing as the operators take it: expert ids alone, or what a permutation consists of."""
+    if isinstance(routing, Tensor):
+        return [routing]
+    return [routing.counts_E, routing.token_ids_N, routing.inverse_N, routing.starts_T]
+
+
+def _run(hidden: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, routing: list[Tensor]) -> Tensor:
+    leaves = hidden, weights, gate_up, down
+    if torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves):
+        return torch.ops.moesaic.mixture_with_gradient.default(*leaves, routing)[0]
+    # An operator of its own: what torch does around a gradient costs a single token a tenth of its time.
+    return torch.ops.moesaic.mixture.default(*leaves, routing)
+
+
+def _forward(hidden: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, routing: list[Tensor]) -> Tensor:
+    return _compute(hidden, weights, gate_up, down, routing, kept=None)
+
+
+def _forward_with_gradient(
+    hidden: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, routing: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    kept = _new_kept(hidden, gate_up, routing)
+    return _compute(hidden, weights, gate_up, down, routing, kept), kept
+
+
+def _compute(
     hidden: Tensor,
     weights: Tensor | None,
     gate_up: Tensor,
     down: Tensor,
-    counts: Tensor,
-    token_ids: Tensor | None,
-    inverse: Tensor | None,
-    starts: Tensor | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    num_rows = len(hidden) if token_ids is None else len(token_ids)
-    kept = hidden.new_empty((num_rows, gate_up.shape[1]) if keep else (0,))
+    routing: list[Tensor],
+    kept: Tensor | None,
+) -> Tensor:
+    described = Described(hidden, weights, gate_up, down, routing)
     out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    inputs = contiguous(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
-    mixture = describe(*inputs)
-    if keep:
-        mixture.gate_up_rows = kept.data_ptr()
-    library = open_library()
-    scratch = take_scratch(mixture, library.moesaic_mixture_forward_scratch)  # lives until the kernel is done
-    assert len(scratch), "named, so that it lives"
-    check_status(library.moesaic_mixture_forward(ctypes.byref(mixture), out.data_ptr()), "mixing experts")
-    return out, kept
+    described.mixture.gate_up_rows = None if kept is None else kept.data_ptr()
+    status = open_library().moesaic_mixture_forward(ctypes.byref(described.mixture), out.data_ptr())
+    check_status(status, "mixing experts")
+    return out
+
+
+def _new_kept(hidden: Tensor, gate_up: Tensor, routing: list[Tensor]) -> Tensor:
+    """Return room for the products before the gating, [N, 2F], which the backward pass takes up again."""
+    return hidden.new_empty((_count_rows(hidden, routing), gate_up.shape[1]))
+
+
+def _count_rows(hidden: Tensor, routing: list[Tensor]) -> int:
+    if len(routing) == 1:
+        return routing[0].numel() if routing[0].ndim == 2 else len(hidden)
+    return len(routing[1])
 
 
 def _backward(
@@ -97,69 +117,74 @@ def _backward(
     weights: Tensor | None,
     gate_up: Tensor,
     down: Tensor,
-    counts: Tensor,
-    token_ids: Tensor | None,
-    inverse: Tensor | None,
-    starts: Tensor | None,
+    routing: list[Tensor],
     kept: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_out = grad_out.contiguous()
-    inputs = contiguous(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
-    mixture = describe(*inputs)
-    mixture.gate_up_rows = kept.data_ptr()
-    results = [
-        torch.empty_like(tensor) if need and tensor is not None else hidden.new_empty(0)
-        for tensor, need in zip(inputs[:4], needed, strict=True)
-    ]
+    described = Described(hidden, weights, gate_up, down, routing)
+    described.mixture.gate_up_rows = kept.data_ptr()
+    results = _new_gradients(hidden, weights, gate_up, down, needed)
     pointers = [result.data_ptr() if need else None for result, need in zip(results, needed, strict=True)]
     gradients = _Gradients(grad_out.data_ptr(), *pointers)
-    library = open_library()
-    scratch = take_scratch(mixture, library.moesaic_mixture_backward_scratch)
-    assert len(scratch), "named, so that it lives"
-    status = library.moesaic_mixture_backward(ctypes.byref(mixture), ctypes.byref(gradients))
+    status = open_library().moesaic_mixture_backward(ctypes.byref(described.mixture), ctypes.byref(gradients))
     check_status(status, "differentiating the mixture of experts")
-    return results[0], results[1], results[2], results[3]
+    return results
 
 
-def contiguous(*tensors: Tensor | None) -> list[Any]:
-    """Return the tensors as the kernels read them; the caller keeps them alive."""
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+def _new_gradients(
+    hidden: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, needed: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return room for the gradients that are needed, empty tensors for the others."""
+    leaves = hidden, weights, gate_up, down
+    first, second, third, fourth = (
+        torch.empty_like(leaf, memory_format=torch.contiguous_format)
+        if need and leaf is not None
+        else hidden.new_empty(0)
+        for leaf, need in zip(leaves, needed, strict=True)
+    )
+    return first, second, third, fourth
 
 
-def _address(tensor: Tensor | None) -> int | None:
+class Described:
+    """Tensors as the kernels read them, alive as long as this.
+
+    Attributes:
+        mixture: what points at them.
+    """
+
+    def __init__(
+        self, hidden: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, routing: list[Tensor]
+    ) -> None:
+        chosen = choose_instruction_set()
+        assert isinstance(chosen, InstructionSet), "the caller asked explain_refusal"
+        matrices = [each.contiguous() for each in (hidden, gate_up, down)]
+        weights = None if weights is None else weights.contiguous()
+        routing = [each.contiguous() for each in routing]
+        self._alive = matrices, weights, routing
+        places = {"weights": None if weights is None else _address(weights)}
+        has_ids = len(routing) == 1 and routing[0].ndim == 2
+        names = ("expert_ids",) if has_ids else ("counts", "token_ids", "inverse", "starts")
+        places |= {name: _address(each) for name, each in zip(names, routing, strict=False)}
+        self.mixture = Mixture(
+            chosen.number,
+            _DTYPES[hidden.dtype],
+            torch.get_num_threads(),
+            hidden.shape[0],
+            _count_rows(hidden, routing),
+            hidden.shape[1],
+            down.shape[2],
+            gate_up.shape[0],
+            hidden=matrices[0].data_ptr(),
+            gate_up=matrices[1].data_ptr(),
+            down=matrices[2].data_ptr(),
+            **places,
+        )
+
+
+def _address(tensor: Tensor) -> int:
     """Return where a tensor lies: an empty one, which lies nowhere, anywhere, for a null means that there is none."""
-    return None if tensor is None else tensor.data_ptr() or _ALIGNMENT
-
-
-def describe(
-    hidden: Tensor,
-    weights: Tensor | None,
-    gate_up: Tensor,
-    down: Tensor,
-    counts: Tensor,
-    token_ids: Tensor | None,
-    inverse: Tensor | None,
-    starts: Tensor | None,
-) -> Mixture:
-    """Describe tensors that are contiguous; they must outlive it."""
-    chosen = choose_instruction_set()
-    assert isinstance(chosen, InstructionSet), "the caller asked explain_refusal"
-    num_rows = len(hidden) if token_ids is None else len(token_ids)
-    routing = [_address(tensor) for tensor in (token_ids, inverse, starts, weights)]
-    matrices = hidden.data_ptr(), gate_up.data_ptr(), down.data_ptr()
-    sizes = len(hidden), num_rows, hidden.shape[1], down.shape[2], len(counts)
-    options = chosen.number, _DTYPES[hidden.dtype], torch.get_num_threads()
-    return Mixture(*options, *sizes, counts.data_ptr(), *routing, *matrices)
-
-
-def take_scratch(mixture: Mixture, ask: Callable[..., int]) -> Tensor:
-    """Give the kernel the memory that it asks for; return it to be kept alive."""
-    num_bytes = ctypes.c_int64()
-    check_status(ask(ctypes.byref(mixture), ctypes.byref(num_bytes)), "sizing the scratch memory")
-    scratch = torch.empty(num_bytes.value + _ALIGNMENT, dtype=torch.uint8)
-    mixture.scratch = scratch.data_ptr() + -scratch.data_ptr() % _ALIGNMENT
-    return scratch
+    return tensor.data_ptr() or _ALIGNMENT
 
 
 def open_library() -> ctypes.CDLL:
@@ -169,34 +194,30 @@ def open_library() -> ctypes.CDLL:
     return library
 
 
-def _fake_forward(hidden, weights, gate_up, down, counts, token_ids, inverse, starts, keep):  # type: ignore[no-untyped-def]
-    num_rows = len(hidden) if token_ids is None else len(token_ids)
-    kept = hidden.new_empty((num_rows, gate_up.shape[1]) if keep else (0,))
-    return torch.empty_like(hidden, memory_format=torch.contiguous_format), kept
+def _fake_forward(hidden, *_):  # type: ignore[no-untyped-def]
+    return torch.empty_like(hidden, memory_format=torch.contiguous_format)
 
 
-def _fake_backward(  # type: ignore[no-untyped-def]
-    grad_out, hidden, weights, gate_up, down, counts, token_ids, inverse, starts, kept, needed
-):
-    tensors = zip((hidden, weights, gate_up, down), needed, strict=True)
-    return tuple(
-        torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        if need and tensor is not None
-        else hidden.new_empty(0)
-        for tensor, need in tensors
-    )
+def _fake_forward_with_gradient(hidden, weights, gate_up, down, routing):  # type: ignore[no-untyped-def]
+    return _fake_forward(hidden), _new_kept(hidden, gate_up, routing)
+
+
+def _fake_backward(grad_out, hidden, weights, gate_up, down, routing, kept, needed):  # type: ignore[no-untyped-def]
+    return _new_gradients(hidden, weights, gate_up, down, needed)
 
 
 def _keep_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs[:8], output[1])
+    *leaves, routing = inputs
+    ctx.save_for_backward(*leaves, *routing, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, grad_out, _):  # type: ignore[no-untyped-def]
-    *inputs, kept = ctx.saved_tensors
+    *leaves_and_routing, kept = ctx.saved_tensors
+    leaves, routing = leaves_and_routing[:4], leaves_and_routing[4:]
     needed = list(ctx.needs_input_grad[:4])
-    grads = torch.ops.moesaic.mixture_backward(grad_out, *inputs, kept, needed)
-    return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None, None, None, None
+    grads = torch.ops.moesaic.mixture_backward(grad_out, *leaves, routing, kept, needed)
+    return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), [None] * len(routing)
 
 
 def _refuse_second_derivatives(ctx, *grads):  # type: ignore[no-untyped-def]
@@ -205,19 +226,22 @@ def _refuse_second_derivatives(ctx, *grads):  # type: ignore[no-untyped-def]
     )
 
 
+# The routing: [expert ids], [counts] alone of rows that are grouped already, or [counts, token ids, inverse, starts].
+_INPUTS = "Tensor hidden, Tensor? weights, Tensor gate_up, Tensor down, Tensor[] routing"
 _LIBRARY = torch.library.Library("moesaic", "FRAGMENT")
+_LIBRARY.define(f"mixture({_INPUTS}) -> Tensor")
+_LIBRARY.define(f"mixture_with_gradient({_INPUTS}) -> (Tensor, Tensor)")
 _LIBRARY.define(
-    "mixture(Tensor hidden, Tensor? weights, Tensor gate_up, Tensor down, Tensor counts, Tensor? token_ids, "
-    "Tensor? inverse, Tensor? starts, bool keep) -> (Tensor, Tensor)"
+    f"mixture_backward(Tensor grad_out, {_INPUTS}, Tensor kept, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-_LIBRARY.define(
-    "mixture_backward(Tensor grad_out, Tensor hidden, Tensor? weights, Tensor gate_up, Tensor down, Tensor counts, "
-    "Tensor? token_ids, Tensor? inverse, Tensor? starts, Tensor kept, bool[] needed) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+for _name, _implementation, _fake in (
+    ("mixture", _forward, _fake_forward),
+    ("mixture_with_gradient", _forward_with_gradient, _fake_forward_with_gradient),
+    ("mixture_backward", _backward, _fake_backward),
+):
+    _LIBRARY.impl(_name, _implementation, "CPU")
+    torch.library.register_fake(f"moesaic::{_name}", _fake, lib=_LIBRARY)
+torch.library.register_autograd(
+    "moesaic::mixture_with_gradient", _differentiate, setup_context=_keep_context, lib=_LIBRARY
 )
-_LIBRARY.impl("mixture", _forward, "CPU")
-_LIBRARY.impl("mixture_backward", _backward, "CPU")
-torch.library.register_fake("moesaic::mixture", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("moesaic::mixture_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd("moesaic::mixture", _differentiate, setup_context=_keep_context, lib=_LIBRARY)
 torch.library.register_autograd("moesaic::mixture_backward", _refuse_second_derivatives, lib=_LIBRARY)

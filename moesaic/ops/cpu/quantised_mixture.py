@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moesaic.ops.cpu.library import check_status
-from moesaic.ops.cpu.mixture import Mixture, contiguous, describe, open_library, take_scratch
+from moesaic.ops.cpu.mixture import Described, Mixture, list_routing, open_library
 from moesaic.ops.permutation import Permutation
 from moesaic.ops.quant import QuantisedExperts
 
@@ -23,21 +23,12 @@ class _Quantised(ctypes.Structure):
 
 
 def mix_experts_quantised(
-    hidden_TD: Tensor, weights_N: Tensor, experts: QuantisedExperts, permutation: Permutation
+    hidden_TD: Tensor, weights: Tensor, experts: QuantisedExperts, routing: Permutation | Tensor
 ) -> Tensor:
     """Mix, as `ops/quantised_mixture.py` says."""
-    return torch.ops.moesaic.mixture_quantised(
-        hidden_TD,
-        weights_N.float(),
-        experts.gate_up,
-        experts.gate_up_scales,
-        experts.down,
-        experts.down_scales,
-        permutation.counts_E,
-        permutation.token_ids_N,
-        permutation.inverse_N,
-        permutation.starts_T,
-        experts.hidden_width,
+    matrices = experts.gate_up, experts.gate_up_scales, experts.down, experts.down_scales
+    return torch.ops.moesaic.mixture_quantised.default(
+        hidden_TD, weights.float(), *matrices, list_routing(routing), experts.hidden_width
     )
 
 
@@ -48,24 +39,16 @@ def _forward(
     gate_up_scales: Tensor,
     down: Tensor,
     down_scales: Tensor,
-    counts: Tensor,
-    token_ids: Tensor,
-    inverse: Tensor,
-    starts: Tensor,
+    routing: list[Tensor],
     hidden_width: int,
 ) -> Tensor:
-    out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    inputs = contiguous(hidden, weights, gate_up, down, counts, token_ids, inverse, starts)
-    mixture = describe(*inputs)
-    mixture.hidden_width = hidden_width
-    scales = contiguous(gate_up_scales, down_scales)
+    described = Described(hidden, weights, gate_up, down, routing)
+    described.mixture.hidden_width = hidden_width
+    scales = gate_up_scales.contiguous(), down_scales.contiguous()
     bits = 8 if gate_up.dtype == torch.int8 else 4
-    quantised = _Quantised(mixture, scales[0].data_ptr(), scales[1].data_ptr(), bits)
-    library = open_library()
-    # The mixture lies first, so its address is that of the whole.
-    scratch = take_scratch(quantised.mixture, library.moesaic_quantised_forward_scratch)
-    assert len(scratch), "named, so that it lives"
-    status = library.moesaic_quantised_forward(ctypes.byref(quantised), out.data_ptr())
+    quantised = _Quantised(described.mixture, scales[0].data_ptr(), scales[1].data_ptr(), bits)
+    out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    status = open_library().moesaic_quantised_forward(ctypes.byref(quantised), out.data_ptr())
     check_status(status, "mixing quantised experts")
     return out
 
@@ -77,7 +60,7 @@ def _fake_forward(hidden, *_):  # type: ignore[no-untyped-def]
 _LIBRARY = torch.library.Library("moesaic", "FRAGMENT")
 _LIBRARY.define(
     "mixture_quantised(Tensor hidden, Tensor weights, Tensor gate_up, Tensor gate_up_scales, Tensor down, "
-    "Tensor down_scales, Tensor counts, Tensor token_ids, Tensor inverse, Tensor starts, int hidden_width) -> Tensor"
+    "Tensor down_scales, Tensor[] routing, int hidden_width) -> Tensor"
 )
 _LIBRARY.impl("mixture_quantised", _forward, "CPU")
 torch.library.register_fake("moesaic::mixture_quantised", _fake_forward, lib=_LIBRARY)

@@ -16,7 +16,7 @@ def explain_refusal(tensor: Tensor) -> str | None:
 
 def top_k(scores_RE: Tensor, k: int) -> Tensor:
     """As `ops/route.py`; k lies within the columns."""
-    return torch.ops.moesaic.top_k(scores_RE.detach().float(), k)
+    return torch.ops.moesaic.top_k.default(scores_RE.detach().float(), k)
 
 
 def group_by_expert(
@@ -27,7 +27,7 @@ def group_by_expert(
     Raises:
         UnsupportedError: an id is out of range, or the tokens do not ascend.
     """
-    return torch.ops.moesaic.group_by_expert(token_ids_N, expert_ids_N, num_tokens, num_experts)
+    return torch.ops.moesaic.group_by_expert.default(token_ids_N, expert_ids_N, num_tokens, num_experts)
 
 
 def _top_k(scores: Tensor, k: int) -> Tensor:
