@@ -60,6 +60,27 @@ struct Ahead {
     }
 };
 
+// What is left to do with finished sums, in pieces: tiles leave the vector units idle, so a product on tiles does some
+// pieces of the last one's rest after each strip. `finish` does what found no room.
+template <class Piece>
+class Rest {
+   public:
+    void begin(const Piece& piece, int num_pieces, int64_t strips) {
+        piece_ = piece, at_ = 0, end_ = num_pieces;
+        per_strip_ = strips > 0 ? int((num_pieces + strips - 1) / strips) : 0;
+    }
+    void step() {
+        for (int i = 0; i < per_strip_ && at_ < end_; ++i) piece_.run(at_++);
+    }
+    void finish() {
+        while (at_ < end_) piece_.run(at_++);
+    }
+
+   private:
+    Piece piece_{};
+    int at_ = 0, end_ = 0, per_strip_ = 0;
+};
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

@@ -26,7 +26,7 @@ class MixtureForward : Mixture<Isa> {
         for (int i = 0; i < num_threads; ++i)
             threads.push_back({memory.template take<>(most_panels * in_strips * kPanelStripBytes),
                                memory.template take<>((in_strips > mid_strips ? in_strips : mid_strips) * kLeftStripBytes),
-                               memory.template take<float>(kBlock * kBlock), -1});
+                               memory.template take<float>(2 * kBlock * kBlock), 0, -1, {}, {}});
     }
 
     int64_t scratch_bytes() const { return memory.used(); }
@@ -39,8 +39,10 @@ class MixtureForward : Mixture<Isa> {
         run_team(num_threads, [&](int i) {
             Isa::begin();
             gate_work.run(i, [&](int64_t s, int64_t block) { gate_block(gate_work, threads[i], s, block); });
+            threads[i].gating.finish();
             barrier();
             down_work.run(i, [&](int64_t s, int64_t block) { down_block(down_work, threads[i], s, block, to); });
+            threads[i].storing.finish();
             Isa::end();
             if (rows == nullptr) return;
             barrier();
@@ -49,10 +51,52 @@ class MixtureForward : Mixture<Isa> {
     }
 
    private:
+    static constexpr int64_t kCacheBytes = int64_t(1) << 22;  // rows beyond this are not found in a cache again
+
+    // What is done with sums of gate and up: the gating of two rows a piece, then, where they are kept, a half a piece.
+    struct Gating {
+        const float* c;
+        int64_t depth, F;
+        char* panels;
+        int64_t panel_bytes;
+        T* kept;  // gate of the first token, or null
+        int num_panels, num_tokens, count;
+
+        int num_pieces() const { return num_panels * (kept == nullptr ? kHalf / 2 : kHalf / 2 + 2); }
+        void run(int piece) const {
+            const int p = piece % num_panels, f = piece / num_panels * 2;
+            const float* at = c + p * kLanes;
+            if (f < kHalf) return Isa::Finish::gate(at + f * kBlock, depth + f, panels + p * panel_bytes);
+            const int half = (f - kHalf) / 2, left = num_tokens - p * kLanes;
+            Isa::Finish::store_half(at + half * kHalf * kBlock, kept + p * kLanes * 2 * F + half * F, 2 * F,
+                                    left < kLanes ? left : kLanes, count);
+        }
+    };
+
+    // What is done with sums of down: a panel of tokens a piece.
+    struct Storing {
+        const float* c;
+        T* to;
+        int64_t D;
+        int num_tokens, columns;
+        bool past_caches;
+
+        int num_pieces() const { return int(ceil_div(num_tokens, kLanes)); }
+        void run(int piece) const {
+            const int first = piece * kLanes, left = num_tokens - first;
+            Isa::Finish::store_tokens(c + first, to + first * D, D, left < kLanes ? left : kLanes, columns, past_caches);
+        }
+    };
+
     struct Thread {
         char *tokens, *left;
-        float* c;
+        float* c;        // of the present product and of the one before
+        int turn;        // which of them is the present one's
         int64_t packed;  // the segment whose tokens are packed
+        Rest<Gating> gating;
+        Rest<Storing> storing;
+
+        float* next_sums() { return c + (turn ^= 1) * kBlock * kBlock; }
     };
 
     void pack_tokens(Thread& thread, int64_t s) const {
@@ -106,16 +150,17 @@ class MixtureForward : Mixture<Isa> {
             const int64_t panel = 2 * pair;
             const bool both = panel + 1 < segment.num_panels();
             const char* tokens = thread.tokens + panel * in_strips * kPanelStripBytes;
-            Isa::multiply(left, in_strips, tokens, both ? tokens + in_strips * kPanelStripBytes : nullptr, thread.c, false, ahead);
+            float* const c = thread.next_sums();
+            Isa::multiply(left, in_strips, tokens, both ? tokens + in_strips * kPanelStripBytes : nullptr, c, false, ahead,
+                          thread.gating);
+            thread.gating.finish();
 
-            char* to = gated + (segment.first_panel + panel) * mid_strips * kPanelStripBytes;
-            char* const panels[2] = {to, to + mid_strips * kPanelStripBytes};
-            T* kept[kBlock];
             const int64_t first = segment.first_row + pair * kBlock, num_left = segment.num_rows - pair * kBlock;
-            const int num_kept = num_left < kBlock ? int(num_left) : kBlock;
-            if (m.gate_up_rows != nullptr)
-                for (int i = 0; i < num_kept; ++i) kept[i] = static_cast<T*>(m.gate_up_rows) + (first + i) * 2 * F + f;
-            Isa::Finish::gate(thread.c, f, panels, both ? 2 : 1, m.gate_up_rows == nullptr ? nullptr : kept, num_kept, count, F);
+            T* const kept = m.gate_up_rows == nullptr ? nullptr : static_cast<T*>(m.gate_up_rows) + first * 2 * F + f;
+            const int64_t panel_bytes = mid_strips * kPanelStripBytes;
+            const Gating rest = {c, f, F, gated + (segment.first_panel + panel) * panel_bytes, panel_bytes, kept, both ? 2 : 1,
+                                 num_left < kBlock ? int(num_left) : kBlock, count};
+            thread.gating.begin(rest, rest.num_pieces(), in_strips);
         }
     }
 
@@ -137,13 +182,15 @@ class MixtureForward : Mixture<Isa> {
             const int64_t panel = segment.first_panel + 2 * pair;
             const bool both = 2 * pair + 1 < segment.num_panels();
             const char* tokens = gated + panel * mid_strips * kPanelStripBytes;
-            Isa::multiply(left, mid_strips, tokens, both ? tokens + mid_strips * kPanelStripBytes : nullptr, thread.c, false, ahead);
+            float* const c = thread.next_sums();
+            Isa::multiply(left, mid_strips, tokens, both ? tokens + mid_strips * kPanelStripBytes : nullptr, c, false, ahead,
+                          thread.storing);
+            thread.storing.finish();
 
-            T* at[kBlock];
             const int64_t num_left = segment.num_rows - pair * kBlock;
-            const int num_tokens = num_left < kBlock ? int(num_left) : kBlock;
-            for (int i = 0; i < num_tokens; ++i) at[i] = to + (segment.first_row + pair * kBlock + i) * D + d;
-            Isa::Finish::store_tokens(thread.c, at, num_tokens, columns);
+            const Storing rest = {c, to + (segment.first_row + pair * kBlock) * D + d, D,
+                                  num_left < kBlock ? int(num_left) : kBlock, columns, m.num_rows * D * kSize > kCacheBytes};
+            thread.storing.begin(rest, rest.num_pieces(), mid_strips);
         }
     }
 

@@ -25,10 +25,14 @@ struct AmxBfloat16 {
     static constexpr auto pack_lanes = ::pack_lanes;
 
     static void begin() { load_tiles(); }
-    static void end() { _tile_release(); }
+    static void end() {
+        _tile_release();
+        _mm_sfence();  // what was streamed is seen by all
+    }
 
+    template <class Rest>
     static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, bool accumulate,
-                         Ahead& ahead) {
+                         Ahead& ahead, Rest& rest) {
         const char *a0 = left.half[0], *a1 = left.half[1];
         if (accumulate) {
             _tile_loadd(0, c, kBlock * 4);
@@ -45,6 +49,7 @@ struct AmxBfloat16 {
                 _tile_dpbf16ps(0, 4, 6);
                 _tile_loadd(5, a1, left.row_step);
                 _tile_dpbf16ps(2, 5, 6);
+                rest.step();
             }
         } else {
             if (accumulate) {
@@ -66,6 +71,7 @@ struct AmxBfloat16 {
                 _tile_dpbf16ps(3, 5, 7);
                 panel0 += kPanelStripBytes;
                 panel1 += kPanelStripBytes;
+                rest.step();
             }
             _tile_stored(1, c + kLanes, kBlock * 4);
             _tile_stored(3, c + kHalf * kBlock + kLanes, kBlock * 4);

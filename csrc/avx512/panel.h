@@ -18,6 +18,16 @@ inline void pack_lanes(const char* const* rows, int count, int64_t row_bytes, ch
     }
 }
 
+// Where the row is that is read a little later than row `d`, for packing reads short pieces of rows that lie pages apart,
+// and the processor looks ahead within a page only; null past the last.
+template <class RowAt>
+auto row_ahead(RowAt&& row, int64_t d, int64_t depth) {
+    constexpr int64_t kRows = 4;
+    return d + kRows < depth ? row(d + kRows) : nullptr;
+}
+
+inline void fetch(const void* line) { __builtin_prefetch(line, 0, 2); }
+
 template <class T>
 struct Panel;
 
@@ -29,9 +39,10 @@ struct Panel<float> {
     template <class RowAt>
     static void pack_depth(RowAt&& row, int64_t depth, int64_t columns, char* panels, int64_t panel_step) {
         for (int64_t d = 0; d < round_up(depth, kStripRows); ++d) {
-            const float* from = d < depth ? reinterpret_cast<const float*>(row(d)) : nullptr;
+            const float *from = d < depth ? row(d) : nullptr, *ahead = row_ahead(row, d, depth);
             char* to = panels + d * 64;
             for (int64_t column = 0; column < columns; column += kBlock, to += 2 * panel_step) {
+                if (ahead != nullptr) fetch(ahead + column), fetch(ahead + column + kBlock / 2);
                 const Pair x = load_pair(from + (d < depth ? column : 0), d < depth ? int(columns - column) : 0);
                 _mm512_store_ps(to, x.low);
                 _mm512_store_ps(to + panel_step, x.high);
@@ -98,8 +109,10 @@ struct Panel<bfloat16> {
     static void pack_depth(RowAt&& row, int64_t depth, int64_t columns, char* panels, int64_t panel_step) {
         for (int64_t d = 0; d < round_up(depth, kStripRows); d += 2, panels += 64) {
             const bfloat16 *first = row_or_null(row, d, depth), *second = row_or_null(row, d + 1, depth);
+            const bfloat16 *ahead0 = row_ahead(row, d, depth), *ahead1 = row_ahead(row, d + 1, depth);
             char* to = panels;
             for (int64_t column = 0; column < columns; column += kBlock, to += 2 * panel_step) {
+                if (ahead1 != nullptr) fetch(ahead0 + column), fetch(ahead1 + column);
                 const Words words = pair_rows(first, second, column, first32(int(columns - column)));
                 _mm512_store_si512(to, words.low);
                 _mm512_store_si512(to + panel_step, words.high);
@@ -154,41 +167,36 @@ struct Panel<bfloat16> {
 // What is done with finished sums.
 template <class T>
 struct Finish {
-    // C holds 16 gate rows over 16 up rows, tokens in lanes. Store silu(gate) * up at `depth` of up to two panels, and,
-    // where kept[lane] is given, gate and up themselves: `count` of each, `up_at` values apart.
-    static void gate(const float* c, int64_t depth, char* const* panels, int num_panels, T* const* kept, int num_kept,
-                     int count, int64_t up_at) {
-        for (int p = 0; p < num_panels; ++p)
-            for (int f = 0; f < kHalf; f += 2) {
-                const float* at = c + f * kBlock + p * kLanes;
-                const __m512 first = _mm512_mul_ps(silu(_mm512_load_ps(at)), _mm512_load_ps(at + kHalf * kBlock));
-                const __m512 second =
-                    _mm512_mul_ps(silu(_mm512_load_ps(at + kBlock)), _mm512_load_ps(at + kBlock + kHalf * kBlock));
-                Panel<T>::store_lanes(panels[p], depth + f, first, second);
-            }
-        if (kept == nullptr) return;
-        for (int half = 0; half < 2; ++half)
-            for (int p = 0; p < num_panels; ++p) {
-                __m512i r[16];
-                for (int f = 0; f < 16; ++f) r[f] = _mm512_load_si512(c + (half * kHalf + f) * kBlock + p * kLanes);
-                transpose(r);
-                for (int lane = 0; lane < 16 && p * kLanes + lane < num_kept; ++lane)
-                    Panel<T>::store16(kept[p * kLanes + lane] + half * up_at, count, _mm512_castsi512_ps(r[lane]));
-            }
+    // C, from a lane of its first row on, holds gate rows over up rows, tokens in lanes: of two neighbouring rows and one
+    // panel store silu(gate) * up at `depth`, an even number, of the panel.
+    static void gate(const float* c, int64_t depth, char* panel) {
+        const __m512 first = _mm512_mul_ps(silu(_mm512_load_ps(c)), _mm512_load_ps(c + kHalf * kBlock));
+        const __m512 second = _mm512_mul_ps(silu(_mm512_load_ps(c + kBlock)), _mm512_load_ps(c + kBlock + kHalf * kBlock));
+        Panel<T>::store_lanes(panel, depth, first, second);
     }
 
-    // C holds 32 columns as rows, tokens in lanes. Store each token's columns.
-    static void store_tokens(const float* c, T* const* rows, int num_tokens, int columns) {
-        for (int p = 0; p * kLanes < num_tokens; ++p) {
-            __m512i low[16], high[16];
-            for (int i = 0; i < 16; ++i) {
-                low[i] = _mm512_load_si512(c + i * kBlock + p * kLanes);
-                high[i] = _mm512_load_si512(c + (kHalf + i) * kBlock + p * kLanes);
-            }
-            transpose(low);
-            transpose(high);
-            for (int lane = 0; lane < 16 && p * kLanes + lane < num_tokens; ++lane)
-                store_pair(rows[p * kLanes + lane], columns, {_mm512_castsi512_ps(low[lane]), _mm512_castsi512_ps(high[lane])});
+    // C holds 16 columns as rows, tokens in the lanes of one panel. Store `count` columns of each token.
+    static void store_half(const float* c, T* first, int64_t row_step, int num_tokens, int count) {
+        __m512i r[16];
+        for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(c + i * kBlock);
+        transpose(r);
+        for (int token = 0; token < num_tokens; ++token)
+            Panel<T>::store16(first + token * row_step, count, _mm512_castsi512_ps(r[token]));
+    }
+
+    // The same with 32 columns, past the caches if there is no hope that they are still there when they are read.
+    static void store_tokens(const float* c, T* first, int64_t row_step, int num_tokens, int columns, bool past_caches) {
+        __m512i low[16], high[16];
+        for (int i = 0; i < 16; ++i) {
+            low[i] = _mm512_load_si512(c + i * kBlock);
+            high[i] = _mm512_load_si512(c + (kHalf + i) * kBlock);
+        }
+        transpose(low);
+        transpose(high);
+        for (int token = 0; token < num_tokens; ++token) {
+            const Pair x = {_mm512_castsi512_ps(low[token]), _mm512_castsi512_ps(high[token])};
+            if (past_caches) Panel<T>::stream_pair(first + token * row_step, columns, x);
+            else store_pair(first + token * row_step, columns, x);
         }
     }
 

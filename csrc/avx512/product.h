@@ -65,10 +65,12 @@ struct Avx512 {
     static constexpr auto pack_lanes = ::pack_lanes;
 
     static void begin() {}
-    static void end() {}
+    static void end() { _mm_sfence(); }  // what was streamed is seen by all
 
+    // These products fill the vector units, and leave the rest to who comes after.
+    template <class Rest>
     static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, bool accumulate,
-                         Ahead& ahead) {
+                         Ahead& ahead, Rest&) {
         const char* const panels[2] = {panel0, panel1};
         for (int row = 0; row < kBlock; row += 8) {
             const char* at = left.half[row / kHalf] + row % kHalf * left.row_step;

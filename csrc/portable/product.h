@@ -43,7 +43,9 @@ struct Portable {
             for (int64_t d = 0; d < width; ++d) *at(panel, d, lane) = reinterpret_cast<const T*>(rows[lane])[d];
     }
 
-    static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, bool accumulate, Ahead&) {
+    template <class Rest>
+    static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, bool accumulate,
+                         Ahead&, Rest&) {
         const char* const panels[2] = {panel0, panel1};
         for (int row = 0; row < kBlock; ++row)
             for (int p = 0; p < (panel1 == nullptr ? 1 : 2); ++p) {
@@ -82,21 +84,22 @@ struct Portable {
     };
 
     struct Finish {
-        static void gate(const float* c, int64_t depth, char* const* panels, int num_panels, T* const* kept, int num_kept,
-                         int count, int64_t up_at) {
-            for (int f = 0; f < kHalf; ++f)
-                for (int lane = 0; lane < num_panels * kLanes; ++lane) {
+        static void gate(const float* c, int64_t depth, char* panel) {
+            for (int f = 0; f < 2; ++f)
+                for (int lane = 0; lane < kLanes; ++lane) {
                     const float gate = c[f * kBlock + lane], up = c[(kHalf + f) * kBlock + lane];
-                    narrow(gate * sigmoid(gate) * up, *at(panels[lane / kLanes], depth + f, lane % kLanes));
-                    if (kept == nullptr || lane >= num_kept || f >= count) continue;
-                    narrow(gate, kept[lane][f]);
-                    narrow(up, kept[lane][f + up_at]);
+                    narrow(gate * sigmoid(gate) * up, *at(panel, depth + f, lane));
                 }
         }
 
-        static void store_tokens(const float* c, T* const* rows, int num_tokens, int columns) {
+        static void store_half(const float* c, T* first, int64_t row_step, int num_tokens, int count) {
             for (int token = 0; token < num_tokens; ++token)
-                for (int i = 0; i < columns; ++i) narrow(c[i * kBlock + token], rows[token][i]);
+                for (int i = 0; i < count; ++i) narrow(c[i * kBlock + token], first[token * row_step + i]);
+        }
+
+        static void store_tokens(const float* c, T* first, int64_t row_step, int num_tokens, int columns, bool) {
+            for (int token = 0; token < num_tokens; ++token)
+                for (int i = 0; i < columns; ++i) narrow(c[i * kBlock + token], first[token * row_step + i]);
         }
 
         static void store_rows(const float* c, T* const* rows, int num_rows, int columns) {
