@@ -25,8 +25,8 @@ class MixtureForward : Mixture<Isa> {
         const int64_t most_panels = ceil_div(segments.longest(), kLanes);
         for (int i = 0; i < num_threads; ++i)
             threads.push_back({memory.template take<>(most_panels * in_strips * kPanelStripBytes),
-                               memory.template take<>((in_strips > mid_strips ? in_strips : mid_strips) * kLeftStripBytes),
-                               memory.template take<float>(2 * kBlock * kBlock), 0, -1, {}, {}});
+                               memory.template take<>((in_strips > 2 * mid_strips ? in_strips : 2 * mid_strips) * kLeftStripBytes),
+                               memory.template take<float>(4 * kBlock * kBlock), 0, -1, {}, {}});
     }
 
     int64_t scratch_bytes() const { return memory.used(); }
@@ -34,7 +34,7 @@ class MixtureForward : Mixture<Isa> {
     void run(T* out) {
         const auto cost = [](const Segment& s) { return Base::strip_cost(s); };
         Work gate_work(segments, mid_strips * kStripValues / kHalf, num_threads, cost);
-        Work down_work(down_segments, ceil_div(D, kBlock), num_threads, cost);
+        Work down_work(down_segments, ceil_div(D, kColumns), num_threads, cost);
         T* const to = rows == nullptr ? out : rows;
         run_team(num_threads, [&](int i) {
             Isa::begin();
@@ -51,6 +51,7 @@ class MixtureForward : Mixture<Isa> {
     }
 
    private:
+    static constexpr int kColumns = 2 * kBlock;               // of down, that are computed together
     static constexpr int64_t kCacheBytes = int64_t(1) << 22;  // rows beyond this are not found in a cache again
 
     // What is done with sums of gate and up: the gating of two rows a piece, then, where they are kept, a half a piece.
@@ -90,13 +91,13 @@ class MixtureForward : Mixture<Isa> {
 
     struct Thread {
         char *tokens, *left;
-        float* c;        // of the present product and of the one before
+        float* c;        // of the present product and of the one before, two blocks each
         int turn;        // which of them is the present one's
         int64_t packed;  // the segment whose tokens are packed
         Rest<Gating> gating;
         Rest<Storing> storing;
 
-        float* next_sums() { return c + (turn ^= 1) * kBlock * kBlock; }
+        float* next_sums() { return c + (turn ^= 1) * 2 * kBlock * kBlock; }
     };
 
     void pack_tokens(Thread& thread, int64_t s) const {
@@ -113,8 +114,8 @@ class MixtureForward : Mixture<Isa> {
         thread.packed = s;
     }
 
-    // A left block of two runs of `count` rows: in place where it fills its tiles, else copied with zeros around.
-    Left left_block(Thread& thread, const T* half0, int count0, const T* half1, int count1, int64_t width) const {
+    // A left block of two runs of `count` rows: in place where it fills its tiles, else copied to `room` with zeros around.
+    static Left left_block(char* room, const T* half0, int count0, const T* half1, int count1, int64_t width) {
         if (count0 == kHalf && count1 == kHalf && width % kStripValues == 0)
             return Left::in_place(reinterpret_cast<const char*>(half0), reinterpret_cast<const char*>(half1), width * kSize);
         const char* at[kHalf];
@@ -122,13 +123,13 @@ class MixtureForward : Mixture<Isa> {
             const T* first = half == 0 ? half0 : half1;
             const int count = half == 0 ? count0 : count1;
             for (int row = 0; row < count; ++row) at[row] = reinterpret_cast<const char*>(first + row * width);
-            pack_half(at, count, width * kSize, thread.left + half * kHalf * kStripBytes);
+            pack_half(at, count, width * kSize, room + half * kHalf * kStripBytes);
         }
-        return Left::packed(thread.left);
+        return Left::packed(room);
     }
 
-    static Ahead ahead_of(const T* half0, const T* half1, int64_t width, const Segment& present) {
-        return Ahead::block(reinterpret_cast<const char*>(half0), reinterpret_cast<const char*>(half1), kHalf * width * kSize,
+    static Ahead ahead_of(const T* half0, const T* half1, int64_t half_values, const Segment& present) {
+        return Ahead::block(reinterpret_cast<const char*>(half0), reinterpret_cast<const char*>(half1), half_values * kSize,
                             present.num_pairs());
     }
 
@@ -138,13 +139,13 @@ class MixtureForward : Mixture<Isa> {
         const int64_t f = block * kHalf, left_rows = F - f;
         const int count = left_rows < 0 ? 0 : left_rows < kHalf ? int(left_rows) : kHalf;
         const T* gate = gate_up + (segment.expert * 2 * F + f) * D;
-        const Left left = left_block(thread, gate, count, gate + F * D, count, D);
+        const Left left = left_block(thread.left, gate, count, gate + F * D, count, D);
 
         Ahead ahead{};
         int64_t next_s = s, next_block = block;
         if (work.next(next_s, next_block)) {
             const T* next = gate_up + (segments[next_s].expert * 2 * F + next_block * kHalf) * D;
-            ahead = ahead_of(next, next + F * D, D, segment);
+            ahead = ahead_of(next, next + F * D, kHalf * D, segment);
         }
         for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {
             const int64_t panel = 2 * pair;
@@ -166,25 +167,31 @@ class MixtureForward : Mixture<Isa> {
 
     void down_block(const Work& work, Thread& thread, int64_t s, int64_t block, T* to) const {
         const Segment& segment = down_segments[s];
-        const int64_t d = block * kBlock;
-        const int columns = D - d < kBlock ? int(D - d) : kBlock;
-        const int count0 = columns < kHalf ? columns : kHalf;
+        const int64_t d = block * kColumns;
+        const int columns = D - d < kColumns ? int(D - d) : kColumns;
         const T* weights = down + (segment.expert * D + d) * F;
-        const Left left = left_block(thread, weights, count0, weights + kHalf * F, columns - count0, F);
+        Left left[2];
+        for (int i = 0; i * kBlock < columns; ++i) {
+            const int num = columns - i * kBlock, count0 = num < kHalf ? num : kHalf, count1 = num - count0;
+            const T* rows0 = weights + i * kBlock * F;
+            left[i] = left_block(thread.left + i * mid_strips * kLeftStripBytes, rows0, count0, rows0 + kHalf * F,
+                                 count1 < kHalf ? count1 : kHalf, F);
+        }
 
         Ahead ahead{};
         int64_t next_s = s, next_block = block;
         if (work.next(next_s, next_block)) {
-            const T* next = down + (down_segments[next_s].expert * D + next_block * kBlock) * F;
-            ahead = ahead_of(next, next + kHalf * F, F, segment);
+            const T* next = down + (down_segments[next_s].expert * D + next_block * kColumns) * F;
+            ahead = ahead_of(next, next + kBlock * F, kBlock * F, segment);
         }
         for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {
             const int64_t panel = segment.first_panel + 2 * pair;
             const bool both = 2 * pair + 1 < segment.num_panels();
             const char* tokens = gated + panel * mid_strips * kPanelStripBytes;
             float* const c = thread.next_sums();
-            Isa::multiply(left, mid_strips, tokens, both ? tokens + mid_strips * kPanelStripBytes : nullptr, c, false, ahead,
-                          thread.storing);
+            for (int i = 0; i * kBlock < columns; ++i)
+                Isa::multiply(left[i], mid_strips, tokens, both ? tokens + mid_strips * kPanelStripBytes : nullptr,
+                              c + i * kBlock * kBlock, false, ahead, thread.storing);
             thread.storing.finish();
 
             const int64_t num_left = segment.num_rows - pair * kBlock;

@@ -26,6 +26,7 @@ auto row_ahead(RowAt&& row, int64_t d, int64_t depth) {
     return d + kRows < depth ? row(d + kRows) : nullptr;
 }
 
+inline bool is_line(const void* at) { return reinterpret_cast<uintptr_t>(at) % 64 == 0; }
 inline void fetch(const void* line) { __builtin_prefetch(line, 0, 2); }
 
 template <class T>
@@ -83,6 +84,21 @@ struct Panel<float> {
     static void store16(float* to, int count, __m512 x) { _mm512_mask_storeu_ps(to, first16(count), x); }
 
     static void stream_pair(float* to, int count, Pair x) { store_pair(to, count, x); }
+
+    // As of bfloat16.
+    struct Lines {
+        __m512i low[16], high[16];
+
+        explicit Lines(const float* c) {
+            for (int i = 0; i < 16; ++i) low[i] = _mm512_load_si512(c + i * kBlock), high[i] = _mm512_load_si512(c + (16 + i) * kBlock);
+            transpose(low);
+            transpose(high);
+        }
+        void store(int token, float* to, int count) const {
+            store_pair(to, count, {_mm512_castsi512_ps(low[token]), _mm512_castsi512_ps(high[token])});
+        }
+        void stream(int token, float* to, int count) const { store(token, to, count); }
+    };
 };
 
 template <>
@@ -146,12 +162,32 @@ struct Panel<bfloat16> {
                 _mm512_castsi512_ps(_mm512_permutex2var_epi64(low, second, high))};
     }
 
-    static void store_lanes(char* panel, int64_t depth, __m512 first, __m512 second) {
-        const __m512i words = narrow(first, second);
-        const __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words));
-        const __m512i b = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1));
-        _mm512_store_si512(panel + depth / 2 * 64, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+    // The values of two vectors side by side: words of which the lower half is of the first.
+    static __m512i words(__m512 first, __m512 second) {
+        alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+        return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), narrow(first, second));
     }
+
+    static void store_lanes(char* panel, int64_t depth, __m512 first, __m512 second) {
+        _mm512_store_si512(panel + depth / 2 * 64, words(first, second));
+    }
+
+    // Turn 32 columns that stand as rows of C, tokens in lanes, into a line of each token.
+    struct Lines {
+        __m512i line[16];
+
+        explicit Lines(const float* c) {
+            for (int i = 0; i < 16; ++i)
+                line[i] = words(_mm512_load_ps(c + 2 * i * kBlock), _mm512_load_ps(c + (2 * i + 1) * kBlock));
+            transpose(line);
+        }
+        void store(int token, bfloat16* to, int count) const { _mm512_mask_storeu_epi16(to, first32(count), line[token]); }
+        void stream(int token, bfloat16* to, int count) const {
+            if (count >= 32 && is_line(to)) _mm512_stream_si512((__m512i*)to, line[token]);
+            else store(token, to, count);
+        }
+    };
 
     static void store16(bfloat16* to, int count, __m512 x) {
         _mm512_mask_storeu_epi16(to, first32(count < 16 ? count : 16), narrow(x, _mm512_setzero_ps()));
@@ -159,7 +195,7 @@ struct Panel<bfloat16> {
 
     // Past the caches where a whole line is written.
     static void stream_pair(bfloat16* to, int count, Pair x) {
-        if (count >= 32 && reinterpret_cast<uintptr_t>(to) % 64 == 0) _mm512_stream_si512((__m512i*)to, narrow(x.low, x.high));
+        if (count >= 32 && is_line(to)) _mm512_stream_si512((__m512i*)to, narrow(x.low, x.high));
         else store_pair(to, count, x);
     }
 };
@@ -184,19 +220,16 @@ struct Finish {
             Panel<T>::store16(first + token * row_step, count, _mm512_castsi512_ps(r[token]));
     }
 
-    // The same with 32 columns, past the caches if there is no hope that they are still there when they are read.
+    // The same with up to 64 columns, those from 32 on in the next block of C; past the caches if there is no hope that
+    // they are still there when they are read. Then two lines of a row follow each other, which memory likes.
     static void store_tokens(const float* c, T* first, int64_t row_step, int num_tokens, int columns, bool past_caches) {
-        __m512i low[16], high[16];
-        for (int i = 0; i < 16; ++i) {
-            low[i] = _mm512_load_si512(c + i * kBlock);
-            high[i] = _mm512_load_si512(c + (kHalf + i) * kBlock);
-        }
-        transpose(low);
-        transpose(high);
-        for (int token = 0; token < num_tokens; ++token) {
-            const Pair x = {_mm512_castsi512_ps(low[token]), _mm512_castsi512_ps(high[token])};
-            if (past_caches) Panel<T>::stream_pair(first + token * row_step, columns, x);
-            else store_pair(first + token * row_step, columns, x);
+        const typename Panel<T>::Lines near(c), far(columns > kBlock ? c + kBlock * kBlock : c);
+        for (int token = 0; token < num_tokens; ++token, first += row_step) {
+            if (past_caches) near.stream(token, first, columns);
+            else near.store(token, first, columns);
+            if (columns <= kBlock) continue;
+            if (past_caches) far.stream(token, first + kBlock, columns - kBlock);
+            else far.store(token, first + kBlock, columns - kBlock);
         }
     }
 
