@@ -131,6 +131,7 @@ class Working {
 
 }  // namespace
 
+int moesaic_interface(void) { return MOESAIC_INTERFACE; }
 int moesaic_num_isas(void) { return kNumSets; }
 const char* moesaic_isa_name(int isa) { return kSets[isa].name; }
 const char* moesaic_isa_refusal(int isa) { return kSets[isa].refusal(); }

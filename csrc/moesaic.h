@@ -13,6 +13,10 @@ extern "C" {
 
 #define MOESAIC_API __attribute__((visibility("default")))
 
+// Of this file: raised when a function or a struct changes, and asked for by who opens the library.
+#define MOESAIC_INTERFACE 2
+MOESAIC_API int moesaic_interface(void);
+
 enum { MOESAIC_FLOAT32 = 0, MOESAIC_BFLOAT16 = 1 };
 enum { MOESAIC_OK = 0, MOESAIC_BAD_ISA = 1, MOESAIC_BAD_DTYPE = 2, MOESAIC_OUT_OF_MEMORY = 3, MOESAIC_BAD_ROUTING = 4 };
 

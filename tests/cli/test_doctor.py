@@ -30,6 +30,7 @@ def _own_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """No library at all."""
+    monkeypatch.setattr(library, "_open_library", lambda: library.NOT_BUILT)
     _pretend(monkeypatch, ())
 
 

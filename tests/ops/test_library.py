@@ -1,5 +1,6 @@
 """Which instruction set computes: what MOESAIC_ISA may say, and what is told where nothing was built."""
 
+import importlib.machinery
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from moesaic.ops.mixture import mix_experts
 from moesaic.testing.cases import MIXTURE_CASES, draw_mixture
 
 COMPILER = os.environ.get("CXX", "c++")
+BUILT = Path(library.__file__).parent / f"kernels{importlib.machinery.EXTENSION_SUFFIXES[0]}"
 NEEDS_LIBRARY = pytest.mark.skipif(library.load_library() is None, reason="this installation has no compiled kernels")
 SETS = (
     InstructionSet(0, "portable", None),
@@ -42,7 +44,7 @@ def sets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Pretend that nothing was built."""
-    monkeypatch.setattr(library, "load_library", lambda: None)
+    monkeypatch.setattr(library, "_open_library", lambda: library.NOT_BUILT)
     library.list_instruction_sets.cache_clear()
     yield
     library.list_instruction_sets.cache_clear()
@@ -103,9 +105,41 @@ def test_instruction_set_is_refused_when_nothing_was_built(monkeypatch: pytest.M
     assert caught.value.hint == "install again with a C++ compiler"
 
 
-def test_library_is_none_when_its_file_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Have the library looked for in a folder of the test."""
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
-    assert library.load_library.__wrapped__() is None
+    caches = library._open_library, library.list_instruction_sets
+    for each in caches:
+        each.cache_clear()
+    yield tmp_path
+    for each in caches:
+        each.cache_clear()
+
+
+def _name_of_library() -> str:
+    return BUILT.name
+
+
+def test_library_is_none_when_its_file_is_missing(folder: Path) -> None:
+    assert library.load_library() is None
+    assert "was not built" in str(choose_instruction_set())
+
+
+def test_library_is_none_with_the_reason_when_its_file_is_broken(folder: Path) -> None:
+    (folder / _name_of_library()).write_bytes(b"no library")
+    assert library.load_library() is None
+    assert "the library cannot be opened" in str(choose_instruction_set())
+
+
+@NEEDS_LIBRARY
+def test_library_is_none_with_the_reason_when_it_was_built_from_other_sources(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(BUILT, folder / _name_of_library())
+    monkeypatch.setattr(library, "_INTERFACE", -1)
+    assert library.load_library() is None
+    assert "it was built from other sources" in str(choose_instruction_set())
 
 
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"there is no C++ compiler '{COMPILER}'")

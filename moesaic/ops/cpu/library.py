@@ -16,7 +16,9 @@ from moesaic.errors import ConfigError, UnsupportedError
 
 ISA_VARIABLE = "MOESAIC_ISA"
 NONE = "none"
+NOT_BUILT = "the library was not built: no C++ compiler was found at installation"
 
+_INTERFACE = 2  # of csrc/moesaic.h
 _TAKE_TWO_POINTERS = (
     "moesaic_mixture_forward",
     "moesaic_mixture_backward",
@@ -41,17 +43,29 @@ class InstructionSet:
     refusal: str | None
 
 
-@cache
 def load_library() -> ctypes.CDLL | None:
-    """Open the compiled library; None where this installation has none."""
+    """Open the compiled library; None where this installation has none that works."""
+    found = _open_library()
+    return None if isinstance(found, str) else found
+
+
+@cache
+def _open_library() -> ctypes.CDLL | str:
+    """Return the library, or why there is none."""
     assert torch is not None, "torch brings the OpenMP runtime"
     folder = Path(__file__).parent
     found = [
         path for suffix in importlib.machinery.EXTENSION_SUFFIXES if (path := folder / f"kernels{suffix}").is_file()
     ]
     if not found:
-        return None
-    library = ctypes.CDLL(str(found[0]))
+        return NOT_BUILT
+    try:
+        library = ctypes.CDLL(str(found[0]))
+        interface = library.moesaic_interface()
+    except (OSError, AttributeError) as error:  # AttributeError: one that is too old to tell
+        return f"the library cannot be opened: {error}"
+    if interface != _INTERFACE:
+        return f"the library has interface {interface} and not {_INTERFACE}: it was built from other sources"
     library.moesaic_isa_name.restype = ctypes.c_char_p
     library.moesaic_isa_refusal.restype = ctypes.c_char_p
     for name in _TAKE_TWO_POINTERS:  # else ctypes would cut an address to 32 bits
@@ -97,7 +111,7 @@ def _choose(wanted: str) -> InstructionSet | str:
         return f"{ISA_VARIABLE}={NONE} turns the compiled kernels off"
     if not wanted:
         runnable = [each for each in sets if each.refusal is None]
-        return runnable[-1] if runnable else "the library was not built: no C++ compiler was found at installation"
+        return runnable[-1] if runnable else str(_open_library())  # the portable one runs wherever there is a library
     if not sets:
         raise UnsupportedError(
             f"{ISA_VARIABLE}={wanted}, but this installation has no compiled kernels",
