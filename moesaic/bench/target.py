@@ -53,7 +53,8 @@ def check_targets(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def time_of(name: str, times: dict[str, dict[str, float]]) -> float | None:
     """Return the median of a candidate, or of the fastest of a group of rivals; None: not measured."""
-    return min((times[each]["median_ms"] for each in RIVALS.get(name, (name,)) if each in times), default=None)
+    # A training step has one time of a whole group, under its name.
+    return min((times[each]["median_ms"] for each in (name, *RIVALS.get(name, ())) if each in times), default=None)
 
 
 def _hold(target: Target, case: dict[str, Any]) -> dict[str, Any]:

@@ -55,3 +55,8 @@ def test_every_target_of_the_table_is_reached_by_a_case_when_all_are_measured() 
 def test_time_of_a_group_is_that_of_its_fastest_when_asked_for() -> None:
     times = {name: {"median_ms": each} for name, each in FAST.items()}
     assert (time_of("transformers", times), time_of("eager", times), time_of("deepspeed", times)) == (30.0, 30.0, None)
+
+
+def test_training_step_is_held_against_the_peer_that_has_the_name_of_its_group() -> None:
+    (row,) = check_targets([_case("train_step", 1024, {"moesaic": 10.0, "transformers": 26.0})])
+    assert (row["found"], row["met"]) == (2.6, True)
