@@ -155,8 +155,9 @@ def _bench_forward(case: Case, layers: list[Layer], repeats: int) -> Report:
     }
     _check_results({name: each[0].forward(inputs[0]) for name, each in prepared.items()})
     calls = {
-        # Each starts elsewhere, so that none reads what another has just brought into the cache.
-        name: _take_turns(each, inputs, first=index * num_layers // len(prepared))
+        # Each starts elsewhere, and meets other tokens there than the others do, so that none reads what another has
+        # brought into the cache: low-bit weights are read by one candidate only, and would be the only cold ones.
+        name: _take_turns(each, inputs, first=index * num_layers // len(prepared), shift=index)
         for index, (name, each) in enumerate(prepared.items())
     }
     if not case.is_cold:
@@ -207,9 +208,11 @@ def _compare_bandwidth(reports: list[Report]) -> None:
             report["percent_of_bandwidth"] = round(100 * report["read_gb_per_s"] / fastest, 1)
 
 
-def _take_turns(prepared: list[Prepared], inputs: list[Inputs], first: int) -> Callable[[], Tensor]:
+def _take_turns(prepared: list[Prepared], inputs: list[Inputs], first: int, shift: int) -> Callable[[], Tensor]:
+    """Return a call that goes round the layers from `first` on, and round the inputs from `shift` further on."""
+    start = (first + shift) % len(inputs)
     layers = itertools.cycle(prepared[first:] + prepared[:first])
-    tokens = itertools.cycle(inputs[first:] + inputs[:first])
+    tokens = itertools.cycle(inputs[start:] + inputs[:start])
     return lambda: next(layers).forward(next(tokens))
 
 

@@ -87,8 +87,10 @@ def test_figures_are_those_of_the_medians_when_a_case_is_told() -> None:
 
 def test_layers_and_inputs_take_turns_from_the_given_one_when_called() -> None:
     prepared = [Prepared(lambda inputs, name=name: (name, inputs), ()) for name in "abc"]
-    call = room._take_turns(prepared, [0, 1, 2, 3], first=1)
+    call = room._take_turns(prepared, [0, 1, 2, 3], first=1, shift=0)
     assert [call() for _ in range(5)] == [("b", 1), ("c", 2), ("a", 3), ("b", 0), ("c", 1)]
+    other = room._take_turns(prepared, [0, 1, 2, 3], first=2, shift=2)
+    assert [other() for _ in range(3)] == [("c", 0), ("a", 1), ("b", 2)]
 
 
 @pytest.mark.parametrize("level", ["forward", "forward_backward"])

@@ -126,6 +126,22 @@ def test_mixture_and_gradients_keep_their_bits_when_expert_ids_are_given(compute
         assert torch.equal(mix_experts(*leaves, ids_TK), found["out"])
 
 
+@each_compiled
+def test_rows_keep_their_bits_when_they_are_too_many_for_a_cache(computer: Computer) -> None:
+    random = torch.Generator().manual_seed(0)
+    hidden_TD, gate_up, down = (
+        torch.randn(*shape, generator=random).to(computer.dtype)
+        for shape in [(2100, 1024), (1, 32, 1024), (1, 1024, 16)]
+    )
+    weights_TK, ids_TK = torch.rand(2100, 1, generator=random), torch.zeros(2100, 1, dtype=torch.int64)
+    together = mix_experts(hidden_TD, weights_TK, gate_up, down, ids_TK)  # 4.1 MiB of bfloat16
+    alone = [
+        mix_experts(hidden_TD[rows], weights_TK[rows], gate_up, down, ids_TK[rows])
+        for rows in (slice(0, 700), slice(700, 1400), slice(1400, 2100))
+    ]
+    assert torch.equal(together, torch.cat(alone))
+
+
 ROUTINGS = ("a permutation", "expert ids", "plain rows")
 
 
