@@ -2,7 +2,7 @@
 //
 // Forward, two grouped products with a barrier between:
 //     gate_up:  left = 16 gate rows over 16 up rows of an expert, right = its tokens; ends in silu(gate) * up as panels
-//     down:     left = 32 rows of down, right = those panels; ends in rows, which are summed token by token
+//     down:     left = 32 rows of down, twice, right = those panels; ends in rows, which are summed token by token
 // Backward, with g the gradient of a token's output and w its routing weight:
 //     gated:    left = tokens' g, right = down;  the gradient of the gated values, from it those of gate, up and w:
 //               dw = sum_f gated_f * (g down)_f, so that no expert output is kept

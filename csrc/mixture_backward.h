@@ -143,19 +143,19 @@ class MixtureBackward : Mixture<Isa> {
                     Isa::multiply(left, strips, panel, panel + kTilePanelBytes, c, d > 0, nothing, rest);
                     if (d + kDepth < depth) continue;
                     rest.finish();
-                    const int64_t left_columns = columns - block * kBlock;
+                    const int64_t left_columns = columns - block * kBlock, left_rows = segments[s].num_rows - pair * kBlock;
                     rest.begin({&done, c, pair, begin + block * kBlock, left_columns < kBlock ? int(left_columns) : kBlock},
-                               kBlock / kPieceRows, strips);
+                               int(ceil_div(left_rows < kBlock ? left_rows : kBlock, kPieceRows)), strips);
                 }
             }
         }
         rest.finish();
     }
 
-    // How many of the kPieceRows rows from `row` of a pair on there are.
+    // How many of the kPieceRows rows from `row` of a pair on there are: one at least.
     static int rows_of(const Segment& segment, int64_t pair, int row) {
         const int64_t left = segment.num_rows - pair * kBlock - row;
-        return left < 0 ? 0 : left < kPieceRows ? int(left) : kPieceRows;
+        return left < kPieceRows ? int(left) : kPieceRows;
     }
 
     void gated_group(Thread& thread, int64_t s, int64_t begin) const {

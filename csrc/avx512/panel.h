@@ -18,13 +18,13 @@ inline void pack_lanes(const char* const* rows, int count, int64_t row_bytes, ch
     }
 }
 
-// Where the row is that is read a little later than row `d`, for packing reads short pieces of rows that lie pages apart,
-// and the processor looks ahead within a page only; null past the last.
 template <class RowAt>
-auto row_ahead(RowAt&& row, int64_t d, int64_t depth) {
-    constexpr int64_t kRows = 4;
-    return d + kRows < depth ? row(d + kRows) : nullptr;
+auto row_or_null(RowAt&& row, int64_t d, int64_t depth) {
+    return d < depth ? row(d) : nullptr;
 }
+
+// Packing reads short pieces of rows that lie pages apart, and the processor looks ahead within a page only.
+constexpr int64_t kRowsAhead = 4;
 
 inline bool is_line(const void* at) { return reinterpret_cast<uintptr_t>(at) % 64 == 0; }
 inline void fetch(const void* line) { __builtin_prefetch(line, 0, 2); }
@@ -40,7 +40,7 @@ struct Panel<float> {
     template <class RowAt>
     static void pack_depth(RowAt&& row, int64_t depth, int64_t columns, char* panels, int64_t panel_step) {
         for (int64_t d = 0; d < round_up(depth, kStripRows); ++d) {
-            const float *from = d < depth ? row(d) : nullptr, *ahead = row_ahead(row, d, depth);
+            const float *from = row_or_null(row, d, depth), *ahead = row_or_null(row, d + kRowsAhead, depth);
             char* to = panels + d * 64;
             for (int64_t column = 0; column < columns; column += kBlock, to += 2 * panel_step) {
                 if (ahead != nullptr) fetch(ahead + column), fetch(ahead + column + kBlock / 2);
@@ -94,10 +94,9 @@ struct Panel<float> {
             transpose(low);
             transpose(high);
         }
-        void store(int token, float* to, int count) const {
+        void store(int token, float* to, int count, bool) const {
             store_pair(to, count, {_mm512_castsi512_ps(low[token]), _mm512_castsi512_ps(high[token])});
         }
-        void stream(int token, float* to, int count) const { store(token, to, count); }
     };
 };
 
@@ -117,15 +116,11 @@ struct Panel<bfloat16> {
         return {_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)};
     }
     template <class RowAt>
-    static const bfloat16* row_or_null(RowAt&& row, int64_t d, int64_t depth) {
-        return d < depth ? row(d) : nullptr;
-    }
-
-    template <class RowAt>
     static void pack_depth(RowAt&& row, int64_t depth, int64_t columns, char* panels, int64_t panel_step) {
         for (int64_t d = 0; d < round_up(depth, kStripRows); d += 2, panels += 64) {
             const bfloat16 *first = row_or_null(row, d, depth), *second = row_or_null(row, d + 1, depth);
-            const bfloat16 *ahead0 = row_ahead(row, d, depth), *ahead1 = row_ahead(row, d + 1, depth);
+            const bfloat16* ahead0 = row_or_null(row, d + kRowsAhead, depth);
+            const bfloat16* ahead1 = row_or_null(row, d + 1 + kRowsAhead, depth);
             char* to = panels;
             for (int64_t column = 0; column < columns; column += kBlock, to += 2 * panel_step) {
                 if (ahead1 != nullptr) fetch(ahead0 + column), fetch(ahead1 + column);
@@ -182,10 +177,9 @@ struct Panel<bfloat16> {
                 line[i] = words(_mm512_load_ps(c + 2 * i * kBlock), _mm512_load_ps(c + (2 * i + 1) * kBlock));
             transpose(line);
         }
-        void store(int token, bfloat16* to, int count) const { _mm512_mask_storeu_epi16(to, first32(count), line[token]); }
-        void stream(int token, bfloat16* to, int count) const {
-            if (count >= 32 && is_line(to)) _mm512_stream_si512((__m512i*)to, line[token]);
-            else store(token, to, count);
+        void store(int token, bfloat16* to, int count, bool past_caches) const {
+            if (past_caches && count >= 32 && is_line(to)) _mm512_stream_si512((__m512i*)to, line[token]);
+            else _mm512_mask_storeu_epi16(to, first32(count), line[token]);
         }
     };
 
@@ -223,13 +217,15 @@ struct Finish {
     // The same with up to 64 columns, those from 32 on in the next block of C; past the caches if there is no hope that
     // they are still there when they are read. Then two lines of a row follow each other, which memory likes.
     static void store_tokens(const float* c, T* first, int64_t row_step, int num_tokens, int columns, bool past_caches) {
-        const typename Panel<T>::Lines near(c), far(columns > kBlock ? c + kBlock * kBlock : c);
+        const typename Panel<T>::Lines near(c);
+        if (columns <= kBlock) {
+            for (int token = 0; token < num_tokens; ++token) near.store(token, first + token * row_step, columns, past_caches);
+            return;
+        }
+        const typename Panel<T>::Lines far(c + kBlock * kBlock);
         for (int token = 0; token < num_tokens; ++token, first += row_step) {
-            if (past_caches) near.stream(token, first, columns);
-            else near.store(token, first, columns);
-            if (columns <= kBlock) continue;
-            if (past_caches) far.stream(token, first + kBlock, columns - kBlock);
-            else far.store(token, first + kBlock, columns - kBlock);
+            near.store(token, first, kBlock, past_caches);
+            far.store(token, first + kBlock, columns - kBlock, past_caches);
         }
     }
 
