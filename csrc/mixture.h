@@ -21,22 +21,34 @@ namespace {
 
 // Rows of one expert that are worked on together.
 struct Segment {
-    int64_t expert, first_row, num_rows, first_panel;
+    int64_t expert, slot, first_row, num_rows, first_panel;
     int64_t num_panels() const { return ceil_div(num_rows, kLanes); }
     int64_t num_pairs() const { return ceil_div(num_rows, kBlock); }
 };
 
+// One matrix of every expert, in slots.
+struct Slots {
+    const void* first;
+    int64_t stride;  // in bytes
+
+    const void* of(const Segment& s) const { return static_cast<const char*>(first) + s.slot * stride; }
+};
+inline int64_t stride_or(int64_t given, int64_t contiguous) { return given == 0 ? contiguous : given; }
+
 class Segments {
    public:
-    // Experts without rows appear only if `with_empty`; max_rows 0: experts are not cut.
+    // Of the experts that have a place; those without rows appear only if `with_empty`. Rows count through all experts,
+    // panels through the segments. max_rows 0: experts are not cut.
     Segments(const MoesaicMixture& m, int64_t max_rows, bool with_empty) {
         int64_t row = 0, panel = 0;
         for (int64_t expert = 0; expert < m.num_experts; ++expert) {
+            const int64_t slot = m.places == nullptr ? expert : m.places[expert];
             int64_t left = m.counts[expert];
-            if (left == 0 && with_empty) list_.push_back({expert, row, 0, panel});
+            if (left == 0 && with_empty) list_.push_back({expert, slot, row, 0, panel});
+            if (slot < 0) row += left, left = 0;
             while (left > 0) {
                 const int64_t rows = max_rows > 0 && left > max_rows ? max_rows : left;
-                list_.push_back({expert, row, rows, panel});
+                list_.push_back({expert, slot, row, rows, panel});
                 row += rows, left -= rows, panel += ceil_div(rows, kLanes);
                 if (rows > longest_) longest_ = rows;
             }
@@ -119,10 +131,19 @@ class Mixture {
           F(m.hidden_width),
           num_threads(clamp_threads(m.num_threads)),
           hidden(static_cast<const T*>(m.hidden)),
-          gate_up(static_cast<const T*>(m.gate_up)),
-          down(static_cast<const T*>(m.down)) {}
+          gate_up{m.gate_up, stride_or(m.gate_up_stride, 2 * F * D * kSize)},
+          down{m.down, stride_or(m.down_stride, D * F * kSize)} {}
+
+    const T* gate_up_of(const Segment& s) const { return static_cast<const T*>(gate_up.of(s)); }
+    const T* down_of(const Segment& s) const { return static_cast<const T*>(down.of(s)); }
 
     int64_t token_of(int64_t row) const { return m.token_ids == nullptr ? row : m.token_ids[row]; }
+
+    // Where expert outputs go to be summed: to the caller's rows, or to our own; null: plain rows are not summed.
+    T* rows_in(Scratch& memory) const {
+        if (m.token_ids == nullptr) return nullptr;
+        return m.rows == nullptr ? memory.template take<T>(m.num_rows * D) : static_cast<T*>(m.rows);
+    }
 
     // How many rows to take together so that, `row_bytes` long, they fill half of a level-2 cache of 2 MiB: then each
     // weight is fetched once for many rows.
@@ -150,7 +171,8 @@ class Mixture {
     const MoesaicMixture& m;
     const int64_t D, F;
     const int num_threads;
-    const T *hidden, *gate_up, *down;
+    const T* const hidden;
+    const Slots gate_up, down;
 };
 
 }  // namespace

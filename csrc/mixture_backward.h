@@ -9,7 +9,7 @@ template <class Isa>
 class MixtureBackward : Mixture<Isa> {
     using Base = Mixture<Isa>;
     using typename Base::T;
-    using Base::D, Base::F, Base::down, Base::gate_up, Base::hidden, Base::kSize, Base::kStripValues, Base::m,
+    using Base::D, Base::F, Base::down_of, Base::gate_up_of, Base::hidden, Base::kSize, Base::kStripValues, Base::m,
         Base::num_threads;
     // Weights are packed in tiles of depth by columns: wide, as memory is fast only along a row, and small enough that
     // the tile, the rows' share of the depth and the sums lie in a level-2 cache of 2 MiB together.
@@ -162,7 +162,7 @@ class MixtureBackward : Mixture<Isa> {
         const Segment& segment = segments[s];
         pack_rows(thread, s, D, [&](int64_t row) { return grad_out + Base::token_of(row) * D; });
         const int64_t num_blocks = ceil_div(F, kBlock);
-        multiply_columns(thread, s, down + segment.expert * D * F, D, F, begin,
+        multiply_columns(thread, s, down_of(segment), D, F, begin,
                          [&](const float* c, int64_t pair, int row, int64_t f, int columns) {
                              const T* gates[kPieceRows];
                              T *grads[kPieceRows], *gated[kPieceRows];
@@ -182,7 +182,7 @@ class MixtureBackward : Mixture<Isa> {
     void hidden_group(Thread& thread, int64_t s, int64_t begin, T* to) const {
         const Segment& segment = segments[s];
         pack_rows(thread, s, 2 * F, [&](int64_t row) { return grad_gate_up_rows + row * 2 * F; });
-        multiply_columns(thread, s, gate_up + segment.expert * 2 * F * D, 2 * F, D, begin,
+        multiply_columns(thread, s, gate_up_of(segment), 2 * F, D, begin,
                          [&](const float* c, int64_t pair, int row, int64_t d, int columns) {
                              T* at[kPieceRows];
                              const int count = rows_of(segment, pair, row);

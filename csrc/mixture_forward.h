@@ -9,7 +9,7 @@ template <class Isa>
 class MixtureForward : Mixture<Isa> {
     using Base = Mixture<Isa>;
     using typename Base::T;
-    using Base::D, Base::F, Base::down, Base::gate_up, Base::hidden, Base::kSize, Base::kStripValues, Base::m,
+    using Base::D, Base::F, Base::down_of, Base::gate_up_of, Base::hidden, Base::kSize, Base::kStripValues, Base::m,
         Base::num_threads;
 
    public:
@@ -21,7 +21,7 @@ class MixtureForward : Mixture<Isa> {
           down_segments(m, Base::rows_together(F * kSize), false),
           memory(scratch) {
         gated = memory.template take<>(segments.num_panels() * mid_strips * kPanelStripBytes);
-        rows = m.token_ids == nullptr ? nullptr : memory.template take<T>(m.num_rows * D);
+        rows = Base::rows_in(memory);
         const int64_t most_panels = ceil_div(segments.longest(), kLanes);
         for (int i = 0; i < num_threads; ++i)
             threads.push_back({memory.template take<>(most_panels * in_strips * kPanelStripBytes),
@@ -44,7 +44,7 @@ class MixtureForward : Mixture<Isa> {
             down_work.run(i, [&](int64_t s, int64_t block) { down_block(down_work, threads[i], s, block, to); });
             threads[i].storing.finish();
             Isa::end();
-            if (rows == nullptr) return;
+            if (rows == nullptr || out == nullptr) return;
             barrier();
             Base::sum_tokens(i, rows, m.weights, out);
         });
@@ -138,13 +138,13 @@ class MixtureForward : Mixture<Isa> {
         const Segment& segment = segments[s];
         const int64_t f = block * kHalf, left_rows = F - f;
         const int count = left_rows < 0 ? 0 : left_rows < kHalf ? int(left_rows) : kHalf;
-        const T* gate = gate_up + (segment.expert * 2 * F + f) * D;
+        const T* gate = gate_up_of(segment) + f * D;
         const Left left = left_block(thread.left, gate, count, gate + F * D, count, D);
 
         Ahead ahead{};
         int64_t next_s = s, next_block = block;
         if (work.next(next_s, next_block)) {
-            const T* next = gate_up + (segments[next_s].expert * 2 * F + next_block * kHalf) * D;
+            const T* next = gate_up_of(segments[next_s]) + next_block * kHalf * D;
             ahead = ahead_of(next, next + F * D, kHalf * D, segment);
         }
         for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {
@@ -169,7 +169,7 @@ class MixtureForward : Mixture<Isa> {
         const Segment& segment = down_segments[s];
         const int64_t d = block * kColumns;
         const int columns = D - d < kColumns ? int(D - d) : kColumns;
-        const T* weights = down + (segment.expert * D + d) * F;
+        const T* weights = down_of(segment) + d * F;
         Left left[2];
         for (int i = 0; i * kBlock < columns; ++i) {
             const int num = columns - i * kBlock, count0 = num < kHalf ? num : kHalf, count1 = num - count0;
@@ -181,7 +181,7 @@ class MixtureForward : Mixture<Isa> {
         Ahead ahead{};
         int64_t next_s = s, next_block = block;
         if (work.next(next_s, next_block)) {
-            const T* next = down + (down_segments[next_s].expert * D + next_block * kColumns) * F;
+            const T* next = down_of(down_segments[next_s]) + next_block * kColumns * F;
             ahead = ahead_of(next, next + kBlock * F, kBlock * F, segment);
         }
         for (int64_t pair = 0; pair < segment.num_pairs(); ++pair) {

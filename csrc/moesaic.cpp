@@ -73,6 +73,17 @@ bool fits(const MoesaicMixture& m) {
     return m.num_tokens == 0 ? m.num_rows == 0 : m.starts[0] == 0;
 }
 
+// Whether the weights of every expert to compute lie in a slot, and those that are left out leave rows with the caller.
+bool has_places(const MoesaicMixture& m) {
+    const int64_t num_slots = m.num_slots == 0 ? m.num_experts : m.num_slots;
+    if (m.rows != nullptr && m.token_ids == nullptr) return false;
+    if (m.places == nullptr) return m.num_experts <= num_slots;
+    const int64_t first = m.rows == nullptr ? 0 : -1;
+    for (int64_t e = 0; e < m.num_experts; ++e)
+        if (m.counts[e] > 0 && (m.places[e] < first || m.places[e] >= num_slots)) return false;
+    return true;
+}
+
 // A mixture whose rows are grouped by expert: as it was given, or by us, in memory of our own.
 class Grouped {
    public:
@@ -86,7 +97,7 @@ class Grouped {
             status = MOESAIC_BAD_ROUTING;
             return;
         }
-        own_.resize(3 * N + T + given.num_experts);
+        own_.resize(3 * N + T + given.num_experts + 1);  // one at least, for without token_ids rows are plain
         int64_t *tokens = own_.data(), *token_ids = tokens + N, *inverse = token_ids + N, *starts = inverse + N, *counts = starts + T;
         for (int64_t t = 0, p = 0; t < T; ++t)
             for (int64_t k = 0; k < N / T; ++k) tokens[p++] = t;
@@ -107,6 +118,7 @@ int with_mixture(const MoesaicMixture& given, Body&& body) {
     try {
         const Grouped grouped(given);
         if (grouped.status != MOESAIC_OK) return grouped.status;
+        if (!has_places(grouped.mixture)) return MOESAIC_BAD_ROUTING;
         return with_kernels(given.isa, given.dtype, [&](const Kernels& k) { body(k, grouped.mixture); });
     } catch (const std::bad_alloc&) {
         return MOESAIC_OUT_OF_MEMORY;
@@ -148,10 +160,12 @@ int moesaic_mixture_forward(const MoesaicMixture* mixture, void* out) {
 }
 
 int moesaic_mixture_backward_scratch(const MoesaicMixture* mixture, int64_t* bytes) {
+    if (mixture->rows != nullptr) return MOESAIC_BAD_ROUTING;
     return with_mixture(*mixture, [&](const Kernels& k, const MoesaicMixture& m) { *bytes = k.backward_scratch(m); });
 }
 
 int moesaic_mixture_backward(const MoesaicMixture* mixture, const MoesaicMixtureGradients* gradients) {
+    if (mixture->rows != nullptr) return MOESAIC_BAD_ROUTING;
     return with_mixture(*mixture, [&](const Kernels& k, const MoesaicMixture& m) {
         const Working scratch(m.scratch, k.backward_scratch(m));
         k.backward(m, scratch.data(), *gradients);

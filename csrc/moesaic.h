@@ -1,7 +1,8 @@
 // The C interface of the kernels: raw pointers in, raw pointers out.
 //
-// All matrices are row-major and contiguous. bfloat16 values are passed as their bits. Every function returns 0, or the
-// number of a `MOESAIC_...` error, and changes nothing it does not name. Results do not depend on `num_threads`.
+// All matrices are row-major and contiguous; those of different experts may lie apart. bfloat16 values are passed as
+// their bits. Every function returns 0, or the number of a `MOESAIC_...` error, and changes nothing it does not name.
+// Results do not depend on `num_threads`.
 #ifndef MOESAIC_H
 #define MOESAIC_H
 
@@ -14,7 +15,7 @@ extern "C" {
 #define MOESAIC_API __attribute__((visibility("default")))
 
 // Of this file: raised when a function or a struct changes, and asked for by who opens the library.
-#define MOESAIC_INTERFACE 2
+#define MOESAIC_INTERFACE 3
 MOESAIC_API int moesaic_interface(void);
 
 enum { MOESAIC_FLOAT32 = 0, MOESAIC_BFLOAT16 = 1 };
@@ -26,7 +27,10 @@ MOESAIC_API const char* moesaic_isa_name(int isa);
 // Why an instruction set cannot run here; null where it can.
 MOESAIC_API const char* moesaic_isa_refusal(int isa);
 
-// Shapes: T tokens, N rows (pairs of token and expert) grouped by expert, D width, F hidden width, E experts.
+// Shapes: T tokens, N rows (pairs of token and expert) grouped by expert, D width, F hidden width, E experts, S slots.
+//
+// Experts may lie in the slots of a pool, and come in waves: a call for each wave, with the same `rows`, computes the
+// experts that have a place, and the last one is given `out` and sums the rows of all. Results are those of one call.
 typedef struct {
     int32_t isa, dtype, num_threads;
     int64_t num_tokens, num_rows, width, hidden_width, num_experts;
@@ -37,17 +41,24 @@ typedef struct {
     const int64_t* expert_ids; // [T, N / T] the experts of each token, in place of the four before, which are then null
     const float* weights;      // [N] weight of each pair; null where rows are not summed
     const void* hidden;        // [T, D]
-    const void* gate_up;       // [E, 2F, D] gate rows, then up rows
-    const void* down;          // [E, D, F]
+    const void* gate_up;       // [S, 2F, D] gate rows, then up rows
+    const void* down;          // [S, D, F]
     void* gate_up_rows;        // [N, 2F] products before the gating, kept for the backward pass; null: not kept
     void* scratch;             // 64-byte aligned, as large as `..._scratch` says; null: the call takes its own
+    const int64_t* places;     // [E] slot of each expert that has rows; -1: not computed in this call, which then needs
+                               // `rows`; null: expert e is in slot e
+    int64_t num_slots;         // 0: E
+    int64_t gate_up_stride, down_stride;  // bytes from a slot to the next; 0: they follow one another
+    void* rows;                // [N, D] outputs of the experts, of which a call writes those it computes; null: the
+                               // call's own. Not for plain rows, whose `out` it would be, nor for the backward pass
 } MoesaicMixture;
 
 // out [T, D] = sum over a token's pairs of weight * down(silu(gate(x)) * up(x)); without token_ids [N, D], the rows.
+// With `rows`, out may be null: nothing is summed.
 MOESAIC_API int moesaic_mixture_forward_scratch(const MoesaicMixture* mixture, int64_t* bytes);
 MOESAIC_API int moesaic_mixture_forward(const MoesaicMixture* mixture, void* out);
 
-// Gradients of the same. A null result is left out.
+// Gradients of the same, expert by expert, wherever the weights lie. A null result is left out.
 typedef struct {
     const void* out;  // [T, D], or without token_ids [N, D]: what comes in
     void* hidden;     // [T, D], or [N, D]
@@ -61,9 +72,10 @@ MOESAIC_API int moesaic_mixture_backward(const MoesaicMixture* mixture, const Mo
 // The forward pass with weights of 8 or 4 bits, which lie as quant.h says.
 typedef struct {
     MoesaicMixture mixture;       // gate_up: blocks of 16 gate rows over 16 up rows; down: blocks of 32 rows
-    const float* gate_up_scales;  // [E, blocks, 32]
-    const float* down_scales;     // [E, blocks, 32]
+    const float* gate_up_scales;  // [S, blocks, 32]
+    const float* down_scales;     // [S, blocks, 32]
     int32_t bits;
+    int64_t gate_up_scales_stride, down_scales_stride;  // as those of the weights, in bytes
 } MoesaicQuantised;
 MOESAIC_API int moesaic_quantised_forward_scratch(const MoesaicQuantised* quantised, int64_t* bytes);
 MOESAIC_API int moesaic_quantised_forward(const MoesaicQuantised* quantised, void* out);

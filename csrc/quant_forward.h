@@ -23,15 +23,16 @@ class QuantisedForward : Mixture<Isa> {
           bits(quantised.bits),
           in_strips(strips_of(D)),
           mid_strips(strips_of(F)),
-          gate_up{static_cast<const char*>(m.gate_up), quantised.gate_up_scales, in_strips, mid_strips * 4},
-          down{static_cast<const char*>(m.down), quantised.down_scales, mid_strips, in_strips * 2},
+          gate_up(m.gate_up, m.gate_up_stride, quantised.gate_up_scales, quantised.gate_up_scales_stride, in_strips,
+                  mid_strips * 4, bits),
+          down(m.down, m.down_stride, quantised.down_scales, quantised.down_scales_stride, mid_strips, in_strips * 2, bits),
           segments(m, Base::rows_together((in_strips > mid_strips ? in_strips : mid_strips) * kStripBytes), false),
           by_segment(segments.size() >= 8 * num_threads),
           memory(scratch) {
         const int64_t most_strips = in_strips > mid_strips ? in_strips : mid_strips;
         const int64_t most_panels = ceil_div(segments.longest(), kBlock) * 2;
         gated = by_segment ? nullptr : memory.template take<float>(segments.num_panels() * gated_floats());
-        rows = m.token_ids == nullptr ? nullptr : memory.template take<T>(m.num_rows * D);
+        rows = Base::rows_in(memory);
         for (int i = 0; i < num_threads; ++i)
             threads.push_back({memory.template take<>(most_panels * most_strips * kPanelStripBytes),
                                memory.template take<>(most_strips * kPanelStripBytes),
@@ -63,7 +64,7 @@ class QuantisedForward : Mixture<Isa> {
             if (!by_segment) barrier();
             down_work.run(i, [&](int64_t s, int64_t block) { down_block(thread, s, block, next(down_work, down, s, block), to); });
             Isa::end();
-            if (rows == nullptr) return;
+            if (rows == nullptr || out == nullptr) return;
             barrier();
             Base::sum_tokens(i, rows, m.weights, out);
         });
@@ -80,9 +81,17 @@ class QuantisedForward : Mixture<Isa> {
 
     // One of the two matrices of all experts.
     struct Matrix {
-        const char* data;
-        const float* scales;
-        int64_t strips, blocks;  // of an expert
+        Slots data, scales;
+        int64_t strips, blocks, block_bytes;  // of an expert
+
+        Matrix(const void* first, int64_t stride, const float* scale, int64_t scales_stride, int64_t num_strips,
+               int64_t num_blocks, int bits)
+            : strips(num_strips), blocks(num_blocks), block_bytes(num_strips * quantised_strip_bytes(bits)) {
+            data = {first, stride_or(stride, blocks * block_bytes)};
+            scales = {scale, stride_or(scales_stride, blocks * kBlock * int64_t(sizeof(float)))};
+        }
+        const char* block(const Segment& s, int64_t b) const { return static_cast<const char*>(data.of(s)) + b * block_bytes; }
+        const float* scales_of(const Segment& s, int64_t b) const { return static_cast<const float*>(scales.of(s)) + b * kBlock; }
     };
 
     // Cycles that a strip of a block costs, as in Base, of half the bytes and four times the products.
@@ -122,7 +131,7 @@ class QuantisedForward : Mixture<Isa> {
     }
 
     const char* at(const Matrix& w, int64_t s, int64_t block) const {
-        return w.data + (segments[s].expert * w.blocks + block) * w.strips * quantised_strip_bytes(bits);
+        return w.block(segments[s], block);
     }
 
     // What comes after a block, if there is anything.
@@ -137,7 +146,7 @@ class QuantisedForward : Mixture<Isa> {
         const Segment& segment = segments[s];
         const char* weights = at(w, s, block);
         const int64_t strip_bytes = quantised_strip_bytes(bits);
-        Following following = {next == nullptr ? weights : next, Following::run_of(w.strips * strip_bytes),
+        Following following = {next == nullptr ? weights : next, Following::run_of(w.block_bytes),
                                ceil_div(ceil_div(strip_bytes, kStripBytes), segment.num_pairs())};
         if (segment.num_rows == 1) {
             Isa::multiply_one(bits, weights, w.strips, thread.bytes, thread.c, following);
@@ -154,17 +163,13 @@ class QuantisedForward : Mixture<Isa> {
         }
     }
 
-    const float* scales_of(const Matrix& w, int64_t s, int64_t block) const {
-        return w.scales + (segments[s].expert * w.blocks + block) * kBlock;
-    }
-
     void gate_block(Thread& thread, int64_t s, int64_t block, const char* next) const {
         pack_hidden(thread, s);
         multiply(gate_up, thread, s, block, next, [&](int64_t pair, int num_panels) {
             for (int p = 0; p < num_panels; ++p) {
                 const int64_t panel = 2 * pair + p, left = segments[s].num_rows - panel * kLanes;
                 float* to = gated_at(thread, s, panel) + block * kHalf * kLanes;
-                Isa::gate(thread.c + p * kLanes, scales_of(gate_up, s, block), thread.scales + panel * kLanes,
+                Isa::gate(thread.c + p * kLanes, gate_up.scales_of(segments[s], block), thread.scales + panel * kLanes,
                           left < kLanes ? int(left) : kLanes, to);
             }
         });
@@ -179,7 +184,7 @@ class QuantisedForward : Mixture<Isa> {
             const int64_t first = pair * kBlock, left = segments[s].num_rows - first;
             const int num_tokens = left < kBlock ? int(left) : kBlock;
             for (int i = 0; i < num_tokens; ++i) to_rows[i] = to + (segments[s].first_row + first + i) * D + d;
-            Isa::store_tokens(thread.c, scales_of(down, s, block), thread.scales + first, to_rows, num_tokens, columns);
+            Isa::store_tokens(thread.c, down.scales_of(segments[s], block), thread.scales + first, to_rows, num_tokens, columns);
         });
     }
 

@@ -1,121 +1,9 @@
-// Each instruction set that runs here against loops in float64, in memory that has no byte to spare.
+// Each instruction set that runs here against loops in float64.
 #include <cmath>
-#include <cstring>
-#include <memory>
 
-#include "../moesaic.h"
-#include "check.h"
-#include "example.h"
-#include "guarded.h"
+#include "run.h"
 
 namespace {
-
-using Bytes = std::vector<unsigned char>;
-
-uint16_t to_bfloat16(double value) {
-    const float single = float(value);
-    uint32_t bits;
-    std::memcpy(&bits, &single, 4);
-    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-double from_bfloat16(uint16_t half) {
-    const uint32_t bits = uint32_t(half) << 16;
-    float single;
-    std::memcpy(&single, &bits, 4);
-    return single;
-}
-double round_to_float(double value) { return float(value); }
-double round_to_bfloat16(double value) { return from_bfloat16(to_bfloat16(value)); }
-
-struct Dtype {
-    int number;
-    const char* name;
-    int64_t size;
-    double tolerance;
-    double (*rounded)(double);
-};
-constexpr Dtype kDtypes[] = {{MOESAIC_FLOAT32, "float32", 4, 1e-5, round_to_float},
-                             {MOESAIC_BFLOAT16, "bfloat16", 2, 2e-2, round_to_bfloat16}};
-
-Bytes encode(const Doubles& values, const Dtype& dtype) {
-    Bytes bytes(values.size() * dtype.size);
-    for (size_t i = 0; i < values.size(); ++i) {
-        const float single = float(values[i]);
-        const uint16_t half = to_bfloat16(values[i]);
-        std::memcpy(&bytes[i * dtype.size], dtype.size == 4 ? static_cast<const void*>(&single) : &half, dtype.size);
-    }
-    return bytes;
-}
-
-double decode(const unsigned char* at, const Dtype& dtype) {
-    if (dtype.size == 2) {
-        uint16_t half;
-        std::memcpy(&half, at, 2);
-        return from_bfloat16(half);
-    }
-    float single;
-    std::memcpy(&single, at, 4);
-    return single;
-}
-
-// One run of forward and backward: how, and what came of it.
-struct Run {
-    int isa, num_threads;
-    Guard guard;
-    bool fused;                                       // a mixture, or plain rows
-    bool out_kept, hidden, weights, gate_up, down;    // what is asked for
-    bool ids = false;                                 // the experts of each token for a routing, and no scratch
-};
-struct Results {
-    Bytes out, hidden, weights, gate_up, down;
-};
-
-Bytes copy(const Guarded<unsigned char>& from) { return Bytes(from.data(), from.data() + from.size()); }
-
-Results compute(const Shape& shape, const Example& x, const Dtype& dtype, const Run& run) {
-    const Routing routing = group_by_expert(shape);
-    const Guard guard = run.guard;
-    const auto place = [&](const Doubles& values) { return std::make_unique<Guarded<unsigned char>>(encode(values, dtype), guard); };
-    const Guarded<int64_t> counts(routing.counts, guard), ids(routing.token_ids, guard), inverse(routing.inverse, guard);
-    const Guarded<int64_t> starts(routing.starts, guard);
-    const Guarded<float> weights(std::vector<float>(x.weights.begin(), x.weights.end()), guard);
-    const auto hidden = place(x.hidden), gate_up = place(x.gate_up), down = place(x.down), grad_out = place(x.grad_out);
-    const int64_t N = int64_t(routing.token_ids.size());
-    const Guarded<unsigned char> kept(N * 2 * shape.hidden_width * dtype.size, guard);
-
-    MoesaicMixture m = {};
-    m.isa = run.isa, m.dtype = dtype.number, m.num_threads = run.num_threads;
-    m.num_tokens = int64_t(shape.chosen.size()), m.num_rows = N;
-    m.width = shape.width, m.hidden_width = shape.hidden_width, m.num_experts = shape.num_experts;
-    std::vector<int64_t> chosen;
-    for (const auto& experts : shape.chosen) chosen.insert(chosen.end(), experts.begin(), experts.end());
-    const Guarded<int64_t> expert_ids(chosen, guard);
-    if (run.ids) m.expert_ids = expert_ids.data(), m.weights = weights.data();
-    else m.counts = counts.data();
-    if (run.fused && !run.ids) m.token_ids = ids.data(), m.inverse = inverse.data(), m.starts = starts.data(), m.weights = weights.data();
-    m.hidden = hidden->data(), m.gate_up = gate_up->data(), m.down = down->data();
-    m.gate_up_rows = run.out_kept ? kept.data() : nullptr;
-
-    int64_t bytes;
-    CHECK(moesaic_mixture_forward_scratch(&m, &bytes) == MOESAIC_OK, "refused");
-    const Guarded<unsigned char> scratch(bytes, guard), out(int64_t(x.out.size()) * dtype.size, guard);
-    m.scratch = run.ids ? nullptr : scratch.data();
-    CHECK(moesaic_mixture_forward(&m, out.data()) == MOESAIC_OK, "refused");
-    if (!run.out_kept) return {copy(out), {}, {}, {}, {}};
-
-    CHECK(moesaic_mixture_backward_scratch(&m, &bytes) == MOESAIC_OK, "refused");
-    const Guarded<unsigned char> more(bytes, guard), grad_hidden(hidden->size(), guard), grad_weights(4 * N, guard);
-    const Guarded<unsigned char> grad_gate_up(gate_up->size(), guard), grad_down(down->size(), guard);
-    m.scratch = run.ids ? nullptr : more.data();
-    MoesaicMixtureGradients g = {};
-    g.out = grad_out->data();
-    if (run.hidden) g.hidden = grad_hidden.data();
-    if (run.weights) g.weights = reinterpret_cast<float*>(grad_weights.data());
-    if (run.gate_up) g.gate_up = grad_gate_up.data();
-    if (run.down) g.down = grad_down.data();
-    CHECK(moesaic_mixture_backward(&m, &g) == MOESAIC_OK, "refused");
-    return {copy(out), copy(grad_hidden), copy(grad_weights), copy(grad_gate_up), copy(grad_down)};
-}
 
 void check_near(const char* what, const Bytes& found, const Doubles& expected, const Dtype& format, double tolerance) {
     double largest = 0;
@@ -178,6 +66,9 @@ void check_plain_rows(const Shape& shape, const Dtype& dtype, int isa) {
     const Results one = compute(shape, x, dtype, fused), other = compute(shape, x, dtype, plain);
     CHECK(one.out == other.out && one.hidden == other.hidden, "plain rows differ");
     CHECK(one.gate_up == other.gate_up && one.down == other.down && one.weights == other.weights, "plain rows differ");
+    plain.num_waves = 1;
+    const Results slots = compute(shape, x, dtype, plain);
+    CHECK(slots.out == other.out && slots.gate_up == other.gate_up && slots.down == other.down, "slots show in plain rows");
 }
 
 // Grouping and scratch may be left to the call.
@@ -189,6 +80,19 @@ void check_expert_ids(const Shape& shape, const Dtype& dtype, int isa) {
     const Results one = compute(shape, x, dtype, given), other = compute(shape, x, dtype, left);
     CHECK(one.out == other.out && one.hidden == other.hidden && one.weights == other.weights, "expert ids differ");
     CHECK(one.gate_up == other.gate_up && one.down == other.down, "expert ids differ");
+}
+
+// Where experts lie and how they come does not show: all at once, in turns, and one by one before a call that only sums.
+void check_waves(const Shape& shape, const Dtype& dtype, int isa) {
+    const Example x = compute_example(shape, dtype.rounded);
+    Run run = {isa, 1, Guard::kBefore, true, true, true, true, true, true};
+    const Results whole = compute(shape, x, dtype, run);
+    for (int num_waves : {1, 2, shape.num_experts + 1}) {
+        run.num_waves = num_waves, run.guard = Guard::kAfter;
+        const Results waves = compute(shape, x, dtype, run);
+        CHECK(waves.out == whole.out && waves.hidden == whole.hidden && waves.weights == whole.weights, "%d waves show", num_waves);
+        CHECK(waves.gate_up == whole.gate_up && waves.down == whole.down, "%d waves show", num_waves);
+    }
 }
 
 // Within somebody's parallel region a team has one thread, however many are asked for.
@@ -214,7 +118,7 @@ int main() {
     for (int isa = 0; isa < moesaic_num_isas(); ++isa) {
         if (moesaic_isa_refusal(isa) != nullptr) continue;
         for (const Dtype& dtype : kDtypes) {
-            for (const Shape& shape : shapes) check_shape(shape, dtype, isa);
+            for (const Shape& shape : shapes) check_shape(shape, dtype, isa), check_waves(shape, dtype, isa);
             check_parts(mixed, dtype, isa);
             check_plain_rows(rows, dtype, isa);
             check_expert_ids(mixed, dtype, isa);

@@ -12,10 +12,13 @@ struct Routing {
     std::vector<int64_t> counts{3, 1}, token_ids{0, 1, 2, 1}, inverse{0, 1, 3, 2}, starts{0, 1, 3};
     int64_t num_tokens = 3, num_rows = 4;
     bool has_tokens = true;
-    std::vector<int64_t> expert_ids;  // in place of the rest, if there are any
+    std::vector<int64_t> expert_ids;  // in place of the rest, if there are any, or room for some
+    std::vector<int64_t> places;      // none: every expert is in its own
+    int64_t num_slots = 0;
+    bool has_rows = false;
     int isa = 0, dtype = MOESAIC_FLOAT32;
 
-    // What all four functions answer, which has to be the same.
+    // What all four functions answer, which has to be the same, but for rows, which backward has no use for.
     int ask() const {
         const std::vector<float> numbers(64, 1.0f);
         MoesaicMixture m = {};
@@ -24,15 +27,21 @@ struct Routing {
         m.counts = counts.data();
         if (has_tokens) m.token_ids = token_ids.data(), m.inverse = inverse.data(), m.starts = starts.data();
         if (has_tokens) m.weights = numbers.data();
-        if (!expert_ids.empty()) m.expert_ids = expert_ids.data(), m.counts = m.token_ids = m.inverse = m.starts = nullptr;
+        if (expert_ids.data() != nullptr) m.expert_ids = expert_ids.data(), m.counts = m.token_ids = m.inverse = m.starts = nullptr;
         m.hidden = m.gate_up = m.down = numbers.data();
+        if (!places.empty()) m.places = places.data();
+        m.num_slots = num_slots;
+        std::vector<float> rows(8);
+        if (has_rows) m.rows = rows.data();
+        const MoesaicMixtureGradients none = {};
         int64_t bytes = -1;
+        if (has_rows) CHECK(moesaic_mixture_backward_scratch(&m, &bytes) == MOESAIC_BAD_ROUTING, "rows are taken");
+        if (has_rows) CHECK(moesaic_mixture_backward(&m, &none) == MOESAIC_BAD_ROUTING, "rows are taken");
         const int status = moesaic_mixture_forward_scratch(&m, &bytes);
-        CHECK(status == moesaic_mixture_backward_scratch(&m, &bytes), "forward answers %d", status);
+        if (!has_rows) CHECK(status == moesaic_mixture_backward_scratch(&m, &bytes), "forward answers %d", status);
         if (status != MOESAIC_OK) {
             CHECK(bytes == -1, "something was written");
             CHECK(status == moesaic_mixture_forward(&m, nullptr), "the size was answered with %d", status);
-            const MoesaicMixtureGradients none = {};
             CHECK(status == moesaic_mixture_backward(&m, &none), "the size was answered with %d", status);
         } else {
             CHECK(bytes % 64 == 0, "%d bytes", int(bytes));
@@ -88,7 +97,21 @@ int main() {
     check("expert id beyond", bad, [](Routing& r) { r.expert_ids = {1, 0, 0, 2, 0, 1}, r.num_rows = 6; });
     check("expert ids that are no rows of tokens", bad, [](Routing& r) { r.expert_ids = {1, 0, 0, 1}; });
     check("expert ids without tokens", bad, [](Routing& r) { r.expert_ids = {1, 0, 0, 1}, r.num_tokens = 0; });
+    check("places", MOESAIC_OK, [](Routing& r) { r.places = {1, 0}; });
+    check("places in a larger pool", MOESAIC_OK, [](Routing& r) { r.places = {4, 2}, r.num_slots = 5; });
+    check("place below", bad, [](Routing& r) { r.places = {0, -2}, r.has_rows = true; });
+    check("place beyond", bad, [](Routing& r) { r.places = {0, 2}; });
+    check("place beyond the slots", bad, [](Routing& r) { r.places = {0, 1}, r.num_slots = 1; });
+    check("fewer slots than experts", bad, [](Routing& r) { r.num_slots = 1; });
+    check("rows to compute without a place", bad, [](Routing& r) { r.places = {0, -1}; });
+    check("rows left to another call", MOESAIC_OK, [](Routing& r) { r.places = {0, -1}, r.has_rows = true; });
+    check("no rows, no place", MOESAIC_OK, [](Routing& r) { r.places = {0, 9}, r.counts = {4, 0}; });
+    check("rows of plain rows", bad, [](Routing& r) { r.has_tokens = false, r.num_tokens = 4, r.has_rows = true; });
+    check("expert ids without a place", bad,
+          [](Routing& r) { r.expert_ids = {1, 0, 0, 1, 0, 1}, r.num_rows = 6, r.places = {0, -1}; });
     check("nothing", MOESAIC_OK, [](Routing& r) { r.counts = {0, 0}, r.num_tokens = r.num_rows = 0; });
+    check("nobody chooses nothing", MOESAIC_OK,
+          [](Routing& r) { r.counts = {}, r.expert_ids.reserve(1), r.num_tokens = r.num_rows = 0, r.has_rows = true; });
     check("no pairs", MOESAIC_OK, [](Routing& r) { r.counts = {0, 0}, r.starts = {0, 0, 0}, r.num_rows = 0; });
     return 0;
 }

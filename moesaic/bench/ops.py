@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moesaic.bench.bandwidth import read_bandwidth
 from moesaic.bench.candidate import CANDIDATES, RIVALS, Candidate, Prepared
 from moesaic.bench.compare import check_equal
 from moesaic.bench.deepspeed import NOT_MEASURED, DeepSpeedPeer, find_peer, share_within_capacity
@@ -28,6 +27,7 @@ from moesaic.bench.train import bench_model
 from moesaic.bench.workload import ROUTINGS, Inputs, Layer, build_layers, count_cold_layers, draw_inputs
 from moesaic.errors import ConfigError
 from moesaic.hw.allocator import keep_freed_memory
+from moesaic.ops.cpu.bandwidth import read_bandwidth
 
 Progress = Callable[[int, int, str], None]
 Report = dict[str, Any]

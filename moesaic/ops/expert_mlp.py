@@ -1,9 +1,8 @@
 """The gated MLP of every expert over its own rows: down(silu(gate(x)) * up(x)).
 
-Rows come grouped by expert. On CPU the compiled kernels do it; where there are none, each expert is three matrix
-products straight into the shared result, and the gating runs once over all rows; the backward keeps only the input
-and the gate-up product and redoes the gating. On CUDA torch's grouped products need no
-expert counts on the host.
+Rows come grouped by expert. On CPU the compiled kernels do it; where there are none, each expert is two matrix products
+straight into the shared results, with the gating between; the backward keeps only the input and the gate-up product and
+redoes the gating.
 """
 
 import torch
@@ -40,10 +39,7 @@ def expert_mlp(rows_ND: Tensor, gate_up: Tensor, down: Tensor, counts_E: Tensor)
         return compiled.apply_experts(rows_ND, gate_up, down, counts_E)
     if backend == "triton":
         return load_gpu_module("mixture").expert_mlp(rows_ND, gate_up, down, counts_E)
-    counts = counts_E.tolist()
-    if min(counts, default=0) < 0 or sum(counts) != len(rows_ND):
-        raise UnsupportedError(f"counts_E does not fit the {len(rows_ND)} rows", "make it with group_by_expert")
-    return _ExpertLoop.apply(rows_ND, gate_up, down, counts)
+    return _ExpertLoop.apply(rows_ND, gate_up, down, list_counts(counts_E, len(rows_ND)))
 
 
 def check_expert_mlp(name: str, rows_ND: Tensor, gate_up: Tensor, down: Tensor) -> None:
@@ -60,19 +56,54 @@ def check_expert_mlp(name: str, rows_ND: Tensor, gate_up: Tensor, down: Tensor) 
     check_tensor("gate_up", gate_up, (num_experts, 2 * hidden_width, width), rows_ND.dtype, rows_ND.device)
 
 
+def list_counts(counts_E: Tensor, num_rows: int) -> list[int]:
+    """Return the rows of each expert as numbers.
+
+    Raises:
+        UnsupportedError: they are not those of `num_rows` rows.
+    """
+    counts = counts_E.tolist()
+    if min(counts, default=0) < 0 or sum(counts) != num_rows:
+        raise UnsupportedError(f"counts_E does not fit the {num_rows} rows", "make it with group_by_expert")
+    return counts
+
+
+def list_runs(counts: list[int]) -> list[tuple[int, slice]]:
+    """List the experts that have rows, and which."""
+    runs, start = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            runs.append((expert, slice(start, start + count)))
+        start += count
+    return runs
+
+
+def apply_expert(rows_ND: Tensor, gate_up: Tensor, down: Tensor, hidden_N2F: Tensor, out_ND: Tensor) -> None:
+    """Apply one expert to its rows.
+
+    They are gated by themselves: the last bits of torch's silu depend on where it cuts its work among threads, so what
+    is gated together would show, and an expert gives the same bits alone and among others.
+
+    Args:
+        rows_ND: [N, D].
+        gate_up, down: [2F, D] and [D, F].
+        hidden_N2F: where the products with gate_up go.
+        out_ND: where the result goes.
+    """
+    width = down.shape[1]
+    torch.mm(rows_ND, gate_up.t(), out=hidden_N2F)
+    torch.mm(functional.silu(hidden_N2F[:, :width]).mul_(hidden_N2F[:, width:]), down.t(), out=out_ND)
+
+
 class _ExpertLoop(torch.autograd.Function):
-    """One pass over the experts, each a slice of rows; the gating is done for all rows at once."""
+    """One pass over the experts, each a slice of rows; backward, the gating is done for all rows at once."""
 
     @staticmethod
     def forward(ctx, rows_ND, gate_up, down, counts):  # type: ignore[no-untyped-def]
-        width = down.shape[2]
-        hidden_N2F = rows_ND.new_empty(len(rows_ND), 2 * width)
+        hidden_N2F = rows_ND.new_empty(len(rows_ND), gate_up.shape[1])
         out_ND = rows_ND.new_empty(len(rows_ND), down.shape[1])
-        for expert, start, end in _runs(counts):
-            torch.mm(rows_ND[start:end], gate_up[expert].t(), out=hidden_N2F[start:end])
-        gated_NF = functional.silu(hidden_N2F[:, :width]).mul_(hidden_N2F[:, width:])
-        for expert, start, end in _runs(counts):
-            torch.mm(gated_NF[start:end], down[expert].t(), out=out_ND[start:end])
+        for expert, run in list_runs(counts):
+            apply_expert(rows_ND[run], gate_up[expert], down[expert], hidden_N2F[run], out_ND[run])
         ctx.save_for_backward(rows_ND, gate_up, down, hidden_N2F)
         ctx.counts = counts
         return out_ND
@@ -87,9 +118,9 @@ class _ExpertLoop(torch.autograd.Function):
 
         grad_down = torch.empty_like(down)
         grad_gated_NF = torch.empty_like(gated_NF)
-        for expert, start, end in _runs(ctx.counts):
-            torch.mm(grad_out_ND[start:end], down[expert], out=grad_gated_NF[start:end])
-            torch.mm(grad_out_ND[start:end].t(), gated_NF[start:end], out=grad_down[expert])
+        for expert, run in list_runs(ctx.counts):
+            torch.mm(grad_out_ND[run], down[expert], out=grad_gated_NF[run])
+            torch.mm(grad_out_ND[run].t(), gated_NF[run], out=grad_down[expert])
 
         grad_hidden_N2F = torch.empty_like(hidden_N2F)
         torch.mul(grad_gated_NF, activated_NF, out=grad_hidden_N2F[:, width:])
@@ -98,21 +129,11 @@ class _ExpertLoop(torch.autograd.Function):
 
         grad_rows_ND = torch.empty_like(rows_ND)
         grad_gate_up = torch.empty_like(gate_up)
-        for expert, start, end in _runs(ctx.counts):
-            torch.mm(grad_hidden_N2F[start:end], gate_up[expert], out=grad_rows_ND[start:end])
-            torch.mm(grad_hidden_N2F[start:end].t(), rows_ND[start:end], out=grad_gate_up[expert])
+        for expert, run in list_runs(ctx.counts):
+            torch.mm(grad_hidden_N2F[run], gate_up[expert], out=grad_rows_ND[run])
+            torch.mm(grad_hidden_N2F[run].t(), rows_ND[run], out=grad_gate_up[expert])
         for expert, count in enumerate(ctx.counts):
             if count == 0:
                 grad_down[expert].zero_()
                 grad_gate_up[expert].zero_()
         return grad_rows_ND, grad_gate_up, grad_down, None
-
-
-def _runs(counts: list[int]) -> list[tuple[int, int, int]]:
-    """List (expert, start, end) of the experts that have rows."""
-    runs, start = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            runs.append((expert, start, start + count))
-        start += count
-    return runs

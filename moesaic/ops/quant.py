@@ -25,6 +25,8 @@ _BLOCK, _HALF = 32, 16
 _MAX_MULTIPLIER = 16
 # Steps finer than what the largest weight of the group asks for cut it off and serve the others; so many are tried.
 _FINER_STEPS = 3
+# Of tokens that such experts are computed for.
+TOKEN_DTYPES = (torch.float32, torch.bfloat16)
 # An int32 holds the sum of so many products of int8.
 MAX_DEPTH = 2**17 - 64
 
@@ -94,6 +96,29 @@ def quantise_experts(gate_up: Tensor, down: Tensor, bits: int) -> QuantisedExper
         width,
         hidden_width,
     )
+
+
+def check_quantised(name: str, experts: QuantisedExperts) -> None:
+    """Check that blocks and scales which somebody put together, called `name` by the caller, are those of the widths.
+
+    Raises:
+        UnsupportedError: one has another shape, dtype or device, or the experts are not whole in it.
+    """
+    for field, (shape, dtype) in quantised_shapes(experts.width, experts.hidden_width, experts.bits).items():
+        tensor = getattr(experts, field)
+        check_tensor(f"{name}.{field}", tensor, (experts.num_experts, *shape), dtype, experts.gate_up.device)
+
+
+def quantised_shapes(width: int, hidden_width: int, bits: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and dtype of each field of one of `QuantisedExperts`; all of them have E before the shape."""
+    in_strips, mid_strips = -(-width // GROUP), -(-hidden_width // GROUP)
+    dtype = torch.int8 if bits == 8 else torch.uint8
+    strip = (_BLOCK, GROUP) if bits == 8 else (_BLOCK + 1, GROUP // 2)
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for field, blocks, strips in (("gate_up", 4 * mid_strips, in_strips), ("down", 2 * in_strips, mid_strips)):
+        shapes[field] = (blocks, strips, *strip), dtype
+        shapes[f"{field}_scales"] = (blocks, _BLOCK), torch.float32
+    return shapes
 
 
 def dequantise(experts: QuantisedExperts, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

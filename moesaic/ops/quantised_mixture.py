@@ -13,10 +13,11 @@ from torch.nn import functional
 from moesaic.errors import UnsupportedError
 from moesaic.ops.backend import choose_backend
 from moesaic.ops.cpu import quantised_mixture as compiled
+from moesaic.ops.expert_mlp import list_counts, list_runs
 from moesaic.ops.permutation import Permutation
-from moesaic.ops.permute import as_permutation, check_routing, combine
-from moesaic.ops.quant import IntegerMatrix, QuantisedExperts, integers_of
-from moesaic.ops.tensor import check_tensor
+from moesaic.ops.permute import as_permutation, check_routing, combine, permute
+from moesaic.ops.quant import TOKEN_DTYPES, IntegerMatrix, QuantisedExperts, integers_of
+from moesaic.ops.tensor import check_no_gradients, check_tensor
 
 _MIN_MAGNITUDE = 1e-30  # as in csrc/quant.h
 
@@ -35,30 +36,38 @@ def mix_experts_quantised(
     Raises:
         UnsupportedError: a tensor has another shape, dtype or device, or asks for a gradient.
     """
-    if hidden_TD.dtype not in (torch.float32, torch.bfloat16):
-        raise UnsupportedError(f"hidden_TD holds {hidden_TD.dtype}", "give it as float32 or bfloat16")
-    device = experts.gate_up.device
-    check_tensor("hidden_TD", hidden_TD, (None, experts.width), device=device)
-    check_routing(routing, weights, len(hidden_TD), experts.num_experts, device)
-    if torch.is_grad_enabled() and (hidden_TD.requires_grad or weights.requires_grad):
-        raise UnsupportedError("quantised experts have no gradients", "call them under torch.no_grad()")
+    check_tokens("hidden_TD", hidden_TD, experts)
+    check_routing(routing, weights, len(hidden_TD), experts.num_experts, hidden_TD.device)
+    check_no_gradients("quantised experts", hidden_TD, weights)
     if choose_backend("mix_experts_quantised", hidden_TD) == "compiled":
         return compiled.mix_experts_quantised(hidden_TD, weights, experts, routing)
     return _mix_in_torch(hidden_TD, weights.flatten(), experts, as_permutation(routing, experts.num_experts))
 
 
+def check_tokens(name: str, tokens_TD: Tensor, experts: QuantisedExperts) -> None:
+    """Check tokens, called `name` by the caller, against quantised experts.
+
+    Raises:
+        UnsupportedError: the shape, dtype or device is another.
+    """
+    if tokens_TD.dtype not in TOKEN_DTYPES:
+        raise UnsupportedError(f"{name} holds {tokens_TD.dtype}", "give it as float32 or bfloat16")
+    check_tensor(name, tokens_TD, (None, experts.width), device=experts.gate_up.device)
+
+
+def apply_quantised_expert(rows_ND: Tensor, experts: QuantisedExperts, expert: int) -> Tensor:
+    """Return [N, D]: one expert of its rows, [N, D], in torch."""
+    gate_up, down = integers_of(experts, expert)
+    gate, up = _multiply(rows_ND.float(), gate_up).chunk(2, dim=1)
+    return _multiply(functional.silu(gate) * up, down).to(rows_ND.dtype)
+
+
 def _mix_in_torch(hidden_TD: Tensor, weights_N: Tensor, experts: QuantisedExperts, permutation: Permutation) -> Tensor:
-    rows_ND, start = hidden_TD.new_empty(len(permutation.token_ids_N), experts.width), 0
-    for expert, count in enumerate(permutation.counts_E.tolist()):
-        if count == 0:
-            continue
-        rows = slice(start, start + count)
-        gate_up, down = integers_of(experts, expert)
-        hidden = hidden_TD[permutation.token_ids_N[rows]].float()
-        gate, up = _multiply(hidden, gate_up).chunk(2, dim=1)
-        rows_ND[rows] = _multiply(functional.silu(gate) * up, down).to(hidden_TD.dtype)
-        start += count
-    return combine(rows_ND, weights_N, permutation)
+    rows_ND = permute(hidden_TD, permutation)
+    out_ND = torch.empty_like(rows_ND)
+    for expert, run in list_runs(list_counts(permutation.counts_E, len(rows_ND))):
+        out_ND[run] = apply_quantised_expert(rows_ND[run], experts, expert)
+    return combine(out_ND, weights_N, permutation)
 
 
 def _multiply(rows: Tensor, matrix: IntegerMatrix) -> Tensor:

@@ -40,5 +40,25 @@ def check_tensor(
         raise UnsupportedError(f"{name} is on {tensor.device}", f"bring it to {device}, where the other tensors are")
 
 
+def are_items_whole(tensor: Tensor) -> bool:
+    """Return whether each item along the first dimension is one piece of memory, apart from the others."""
+    length = 1
+    for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
+        if size != 1 and stride != length:
+            return False
+        length *= size
+    return len(tensor) < 2 or tensor.stride(0) >= length
+
+
+def check_no_gradients(what: str, *tensors: Tensor) -> None:
+    """Check that nobody waits for gradients of `what`, which has none.
+
+    Raises:
+        UnsupportedError: a tensor asks for one.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise UnsupportedError(f"{what} have no gradients", "call them under torch.no_grad()")
+
+
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

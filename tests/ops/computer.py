@@ -18,6 +18,8 @@ _COMPILED = [
     for each in list_instruction_sets()
     for dtype in (torch.float32, torch.bfloat16)
 ]
-_TORCH = [_parameter(NONE, dtype, None) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)]
-each_computer = pytest.mark.parametrize("computer", [*_COMPILED, *_TORCH], indirect=True)
+_TORCH = [_parameter(NONE, dtype, None) for dtype in (torch.float32, torch.bfloat16)]
+_TORCH_ALONE = [_parameter(NONE, dtype, None) for dtype in (torch.float64, torch.float16)]
+each_computer = pytest.mark.parametrize("computer", [*_COMPILED, *_TORCH, *_TORCH_ALONE], indirect=True)
+each_quantising = pytest.mark.parametrize("computer", [*_COMPILED, *_TORCH], indirect=True)
 each_compiled = pytest.mark.parametrize("computer", _COMPILED, indirect=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from moesaic.ops.cpu import mixture
+from moesaic.ops.cpu import description
 from moesaic.ops.cpu.library import ISA_VARIABLE, NONE, list_instruction_sets
 
 
@@ -36,10 +36,10 @@ def computer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def _watch(monkeypatch: pytest.MonkeyPatch, seen: set[int]) -> None:
     """Collect the numbers of the instruction sets that the kernels are called for."""
-    describe = mixture.Described.__init__
+    describe = description.Described.__init__
 
-    def watched(self: mixture.Described, *arguments: Any) -> None:
+    def watched(self: description.Described, *arguments: Any) -> None:
         describe(self, *arguments)
         seen.add(self.mixture.isa)
 
-    monkeypatch.setattr(mixture.Described, "__init__", watched)
+    monkeypatch.setattr(description.Described, "__init__", watched)

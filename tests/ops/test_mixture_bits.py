@@ -141,8 +141,14 @@ def _turned(tensor: Tensor) -> Tensor:
     return tensor.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
+def _apart(tensor: Tensor) -> Tensor:
+    """Copy so that something else lies between the items of the first dimension."""
+    room = torch.full((len(tensor), 2, *tensor.shape[1:]), -1).to(tensor.dtype)
+    return room[:, 0].copy_(tensor)
+
+
 @each_compiled
-@pytest.mark.parametrize("place", [_odd, _strided, _turned])
+@pytest.mark.parametrize("place", [_odd, _strided, _turned, _apart])
 def test_bits_stay_the_same_when_tensors_lie_elsewhere(place: Callable[[Tensor], Tensor], computer: Computer) -> None:
     inputs = draw_mixture(CASE, computer.dtype)
     permutation = Permutation(**{name: place(each) for name, each in vars(inputs.permutation).items()})

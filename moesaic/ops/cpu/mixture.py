@@ -6,22 +6,9 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import UnsupportedError
-from moesaic.ops.cpu.library import InstructionSet, check_status, choose_instruction_set, load_library
+from moesaic.ops.cpu.description import DTYPES, Described, count_rows, open_library
+from moesaic.ops.cpu.library import check_status, choose_instruction_set
 from moesaic.ops.permutation import Permutation
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_ALIGNMENT = 64
-
-
-class Mixture(ctypes.Structure):
-    """`MoesaicMixture` of csrc/moesaic.h."""
-
-    _fields_ = [
-        *[(name, ctypes.c_int32) for name in ("isa", "dtype", "num_threads")],
-        *[(name, ctypes.c_int64) for name in ("num_tokens", "num_rows", "width", "hidden_width", "num_experts")],
-        *[(name, ctypes.c_void_p) for name in ("counts", "token_ids", "inverse", "starts", "expert_ids", "weights")],
-        *[(name, ctypes.c_void_p) for name in ("hidden", "gate_up", "down", "gate_up_rows", "scratch")],
-    ]
 
 
 class _Gradients(ctypes.Structure):
@@ -41,7 +28,7 @@ def explain_refusal(hidden: Tensor) -> str | None:
     chosen = choose_instruction_set()
     if isinstance(chosen, str):
         return chosen
-    if hidden.dtype not in _DTYPES:
+    if hidden.dtype not in DTYPES:
         return f"the compiled kernels take float32 and bfloat16, not {str(hidden.dtype).removeprefix('torch.')}"
     return None
 
@@ -102,13 +89,7 @@ def _compute(
 
 def _new_kept(hidden: Tensor, gate_up: Tensor, routing: list[Tensor]) -> Tensor:
     """Return room for the products before the gating, [N, 2F], which the backward pass takes up again."""
-    return hidden.new_empty((_count_rows(hidden, routing), gate_up.shape[1]))
-
-
-def _count_rows(hidden: Tensor, routing: list[Tensor]) -> int:
-    if len(routing) == 1:
-        return routing[0].numel() if routing[0].ndim == 2 else len(hidden)
-    return len(routing[1])
+    return hidden.new_empty((count_rows(hidden, routing), gate_up.shape[1]))
 
 
 def _backward(
@@ -144,54 +125,6 @@ def _new_gradients(
         for leaf, need in zip(leaves, needed, strict=True)
     )
     return first, second, third, fourth
-
-
-class Described:
-    """Tensors as the kernels read them, alive as long as this.
-
-    Attributes:
-        mixture: what points at them.
-    """
-
-    def __init__(
-        self, hidden: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, routing: list[Tensor]
-    ) -> None:
-        chosen = choose_instruction_set()
-        assert isinstance(chosen, InstructionSet), "the caller asked explain_refusal"
-        matrices = [each.contiguous() for each in (hidden, gate_up, down)]
-        weights = None if weights is None else weights.contiguous()
-        routing = [each.contiguous() for each in routing]
-        self._alive = matrices, weights, routing
-        places = {"weights": None if weights is None else _address(weights)}
-        has_ids = len(routing) == 1 and routing[0].ndim == 2
-        names = ("expert_ids",) if has_ids else ("counts", "token_ids", "inverse", "starts")
-        places |= {name: _address(each) for name, each in zip(names, routing, strict=False)}
-        self.mixture = Mixture(
-            chosen.number,
-            _DTYPES[hidden.dtype],
-            torch.get_num_threads(),
-            hidden.shape[0],
-            _count_rows(hidden, routing),
-            hidden.shape[1],
-            down.shape[2],
-            gate_up.shape[0],
-            hidden=matrices[0].data_ptr(),
-            gate_up=matrices[1].data_ptr(),
-            down=matrices[2].data_ptr(),
-            **places,
-        )
-
-
-def _address(tensor: Tensor) -> int:
-    """Return where a tensor lies: an empty one, which lies nowhere, anywhere, for a null means that there is none."""
-    return tensor.data_ptr() or _ALIGNMENT
-
-
-def open_library() -> ctypes.CDLL:
-    """Return the library, where explain_refusal has found one."""
-    library = load_library()
-    assert library is not None, "the caller asked explain_refusal"
-    return library
 
 
 def _fake_forward(hidden, *_):  # type: ignore[no-untyped-def]

@@ -1,13 +1,13 @@
 """How fast this machine reads its memory: what a few tokens, whose cost is reading weights, are measured against."""
 
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from moesaic.bench.measure import measure
 from moesaic.ops.cpu.library import load_library
 
 # Beyond the last-level cache, of which a shared machine does not tell how much is ours.
@@ -26,15 +26,19 @@ def read_bandwidth(num_bytes: int = BUFFER_BYTES, repeats: int = 5) -> float:
 
     Args:
         num_bytes: size of the buffer, a multiple of 512.
-        repeats: readings in each way.
+        repeats: readings in each way, which take turns, after one that does not count.
     """
     # Filled, because pages that were never written are all one page of zeros.
     buffer = torch.ones(num_bytes, dtype=torch.uint8)
-    readers: dict[str, Callable[[], object]] = {name: partial(read, buffer) for name, read in _READERS.items()}
+    readers: list[Callable[[], object]] = [partial(read, buffer) for read in _READERS.values()]
     library = load_library()
     if library is not None:
-        readers["the kernels' library"] = partial(
-            library.moesaic_read, buffer.data_ptr(), num_bytes, torch.get_num_threads()
-        )
-    times = measure(readers, repeats, warmup=1)
-    return num_bytes / min(statistics.median(each) for each in times.values())
+        readers.append(partial(library.moesaic_read, buffer.data_ptr(), num_bytes, torch.get_num_threads()))
+    rounds = [[_time(read) for read in readers] for _ in range(repeats + 1)]
+    return num_bytes / min(statistics.median(times) for times in zip(*rounds[1:], strict=True))
+
+
+def _time(read: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    read()
+    return time.perf_counter() - began

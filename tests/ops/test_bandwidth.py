@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from moesaic.bench import bandwidth as room
-from moesaic.bench.bandwidth import read_bandwidth
+from moesaic.ops.cpu import bandwidth as room
+from moesaic.ops.cpu.bandwidth import read_bandwidth
 
 
 def test_bandwidth_is_positive_when_measured() -> None:
@@ -12,8 +12,12 @@ def test_bandwidth_is_positive_when_measured() -> None:
 
 
 def test_fastest_reader_counts_when_readers_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "measure", lambda *_, **__: {"slow": [2.0] * 3, "fast": [1.0, 0.5, 4.0]})
-    assert read_bandwidth(4096) == 4096
+    times = iter([9.0, 9.0, 2.0, 1.0, 2.0, 0.5, 2.0, 4.0])  # the first round does not count
+    monkeypatch.setattr(room, "load_library", lambda: None)
+    monkeypatch.setattr(room, "_READERS", dict(list(room._READERS.items())[:2]))
+    monkeypatch.setattr(room, "_time", lambda _: next(times))
+    assert read_bandwidth(4096, repeats=3) == 4096
+    assert next(times, None) is None
 
 
 @pytest.mark.parametrize("name", room._READERS)
