@@ -32,9 +32,9 @@ unit: $(VENV)/dev.done
 bench: $(VENV)/dev.done
 	$(BIN)/moesaic bench train
 
-# What `moesaic bench ops` measures in a process of its own: DeepSpeed, on the same torch, which comes first because
-# DeepSpeed alone would take any.
-peers: $(PEERS)/deepspeed.done
+# What the benchmarks measure in processes of their own, on the same torch, which comes first because DeepSpeed alone
+# would take any; llama.cpp is built for this machine.
+peers: $(PEERS)/deepspeed.done $(PEERS)/llama.done
 
 clean:
 	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -53,9 +53,18 @@ $(VENV)/dev.done: $(INSTALLED) | $(VENV)/made.done
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $(VENV)/core.done $@
 
-$(PEERS)/deepspeed.done: pyproject.toml | $(VENV)/core.done
+$(PEERS)/made.done: pyproject.toml | $(VENV)/core.done
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')" numpy safetensors
+	touch $@
+
+$(PEERS)/deepspeed.done: $(PEERS)/made.done
 	$(PEERS)/bin/pip install --quiet deepspeed
 	DS_ACCELERATOR=cpu $(PEERS)/bin/python -c 'import deepspeed.moe.sharded_moe'
+	touch $@
+
+# Minutes; without what it has for images.
+$(PEERS)/llama.done: $(PEERS)/made.done
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(PEERS)/bin/pip install --quiet --no-binary llama-cpp-python "llama-cpp-python>=0.3.36,<0.4" gguf
+	$(PEERS)/bin/python -c 'import gguf, llama_cpp'
 	touch $@

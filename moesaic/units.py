@@ -1,4 +1,32 @@
-"""Sizes, counts and times as people read them."""
+"""Sizes, counts and times as people read and write them."""
+
+import re
+
+from moesaic.errors import ConfigError
+
+_SIZES = {"": 1, "b": 1} | {
+    prefix + ending: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for ending, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
+
+
+def parse_bytes(size: str | int, name: str = "memory") -> int:
+    """Return the bytes of a size such as '4GiB', '500MB' or '1.5G'; units of 1024 have an i, or no B.
+
+    Args:
+        size: as written; a number is one of bytes.
+        name: of the argument, for the error.
+
+    Raises:
+        ConfigError: it is no size, or not above 0.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(size))
+    unit = _SIZES.get(found[2].lower()) if found else None
+    num_bytes = int(float(found[1]) * unit) if found and unit else 0
+    if num_bytes < 1 or isinstance(size, bool):
+        raise ConfigError(f"{name} is {size!r}", "give a size above 0, such as 4GiB or 500MB")
+    return num_bytes
 
 
 def format_bytes(num_bytes: float) -> str:

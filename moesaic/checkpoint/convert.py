@@ -1,14 +1,16 @@
-"""Writing a checkpoint as a Hugging Face folder."""
+"""Writing a checkpoint in another layout."""
 
 from pathlib import Path
 
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.folder import find_model, find_tokenizer
 from moesaic.checkpoint.load import choose_dtype, load_model
+from moesaic.checkpoint.page_index import PageIndex
+from moesaic.checkpoint.repack import Progress, repack_model
 
 
 def convert_to_hf(source: str, target: Path, dtype: str | None) -> bool:
-    """Write `target` from a model folder, a run folder, a hub id or a checkpoint of a run.
+    """Write a Hugging Face folder `target` from a model folder, a run folder, a hub id or a checkpoint of a run.
 
     Returns:
         Whether transformers can load it.
@@ -16,8 +18,16 @@ def convert_to_hf(source: str, target: Path, dtype: str | None) -> bool:
     Raises:
         CheckpointError: the source cannot be read or the target not be written.
         ConfigError: unknown dtype, or a value in the configuration that is not accepted.
-        UnsupportedError: a family or feature that is not supported.
+        UnsupportedError: a family or feature that is not supported, or experts of a few bits.
     """
     choose_dtype(dtype)
     folder = find_model(source)
     return export_model(load_model(folder, dtype), target, tokenizer=find_tokenizer(folder))
+
+
+def convert_to_moesaic(
+    source: str, target: Path, bits: int | None, dtype: str | None, on_progress: Progress
+) -> PageIndex:
+    """Write a repacked model `target` from the same; arguments and errors are those of `repack_model`."""
+    choose_dtype(dtype)
+    return repack_model(find_model(source), target, bits, dtype, on_progress)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moesaic.checkpoint.atomic import atomic_folder, write_tensors
-from moesaic.checkpoint.folder import INDEX, WEIGHTS
+from moesaic.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from moesaic.checkpoint.mapping import source_choices
 from moesaic.errors import CheckpointError
 from moesaic.models.config_json import write_config
@@ -51,10 +51,7 @@ def export_model(
     config: dict[str, Any] = write_config(model.config, str(dtype).removeprefix("torch."))
     family = FAMILIES.get(config["model_type"])
     with atomic_folder(folder) as target:
-        companions = [] if tokenizer is None else [tokenizer / name for name in (GENERATION_FILE, *TOKENIZER_FILES)]
-        for file_path in companions:
-            if file_path.is_file():
-                shutil.copy2(file_path, target / file_path.name)
+        write_settings(target, config, tokenizer)
         index: dict[str, str] = {}
         shards = _shards(_foreign_tensors(model, family, dtype), shard_bytes)
         for number, tensors in enumerate(shards):
@@ -66,12 +63,29 @@ def export_model(
         else:
             total = sum(tensor.numel() for tensor in model.state_dict().values()) * dtype.itemsize
             (target / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2))
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if not (target / GENERATION_FILE).exists():
-            keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-            generation = {key: config[key] for key in keys if config.get(key) is not None}
-            (target / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n")
     return family is not None
+
+
+def write_settings(folder: Path, config: dict[str, Any], tokenizer: Path | None) -> None:
+    """Write what a model folder holds beside weights.
+
+    Args:
+        folder: to write into.
+        config: content of config.json.
+        tokenizer: folder whose tokenizer files and generation_config.json are copied; None: none.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    companions = [] if tokenizer is None else [tokenizer / name for name in (GENERATION_FILE, *TOKENIZER_FILES)]
+    for companion in companions:
+        if companion.is_file():
+            shutil.copy2(companion, folder / companion.name)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    if not (folder / GENERATION_FILE).exists():
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+        generation = {key: config[key] for key in keys if config.get(key) is not None}
+        (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n")
 
 
 def _foreign_tensors(

@@ -6,7 +6,6 @@ from typing import Any
 
 from moesaic.checkpoint.folder import find_model
 from moesaic.checkpoint.stored import open_model
-from moesaic.checkpoint.tensors import FLOATS, TensorFolder
 
 
 def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
@@ -26,7 +25,8 @@ def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
     model, stored, sources = opened.model, opened.tensors, opened.sources
     config = model.config
     num_bytes = {
-        parameter: sum(_tensor_bytes(stored, each) for each in source.names) for parameter, source in sources.items()
+        parameter: sum(stored.stored[each].extent.num_bytes for each in source.names)
+        for parameter, source in sources.items()
     }
     expert_bytes = sum(size for parameter, size in num_bytes.items() if ".moe.experts." in parameter)
     moe_layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
@@ -48,11 +48,3 @@ def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
         "expert_bytes": expert_bytes,
         "expert_page_bytes": expert_bytes // (moe_layers * config.num_experts) if moe_layers else 0,
     }
-
-
-def _tensor_bytes(stored: TensorFolder, name: str) -> int:
-    entry = stored.stored[name]
-    size = FLOATS[entry.dtype].itemsize
-    for dim in entry.shape:
-        size *= dim
-    return size

@@ -1,15 +1,17 @@
 """Reading a checkpoint folder into a model, in place: no conversion, no second copy."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from moesaic.checkpoint.folder import find_model
-from moesaic.checkpoint.mapping import Source
+from moesaic.checkpoint.pieces import pieces_of
+from moesaic.checkpoint.records import read_stacked
 from moesaic.checkpoint.stored import StoredModel, open_model
-from moesaic.checkpoint.tensors import FLOATS, TensorReader
 from moesaic.errors import ConfigError
+from moesaic.memory.disk import Disk
 from moesaic.models.model import LanguageModel
 
 DTYPES = {
@@ -21,7 +23,7 @@ DTYPES = {
 
 
 def load_model(name: str | Path, dtype: str | None = None) -> LanguageModel:
-    """Load a model for inference or training.
+    """Load a model for inference or training, a repacked one too if its weights were not rounded.
 
     Args:
         name: a Hugging Face folder, a run folder, a checkpoint of a run, or a hub id.
@@ -32,19 +34,52 @@ def load_model(name: str | Path, dtype: str | None = None) -> LanguageModel:
 
     Raises:
         CheckpointError: files are missing, damaged or do not fit the configuration.
-        UnsupportedError: a family or feature that is not supported.
+        UnsupportedError: a family or feature that is not supported, or experts of a few bits.
         ConfigError: unknown dtype, or a value in the configuration that is not accepted.
     """
     asked = choose_dtype(dtype)
     stored = open_model(find_model(name))
-    target = asked or _stored_dtype(stored)
-    state = stored.model.state_dict()
-    with stored.tensors.reader() as reader:
-        weights = {
-            name: _read(source, tuple(state[name].shape), reader, target) for name, source in stored.sources.items()
-        }
+    stored.check_exact()
+    kept = asked or stored.dtype
+    disk = Disk(cached=True)
+    try:
+        weights = read_parameters(stored, stored.sources, kept, disk)
+        if stored.repacked is not None:
+            weights |= read_stacked(stored.repacked.pages, stored.repacked.index.layout, kept, disk)
+    finally:
+        disk.close()
     stored.model.load_state_dict(weights, assign=True)
     return stored.model.eval().requires_grad_(False)
+
+
+def read_parameters(stored: StoredModel, names: Iterable[str], dtype: torch.dtype, disk: Disk) -> dict[str, Tensor]:
+    """Read parameters of a model, all at once.
+
+    Args:
+        stored: the model.
+        names: of its parameters.
+        dtype: that they get.
+        disk: which reads them.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    state = stored.model.state_dict()
+    weights, readings = {}, []
+    for name in names:
+        kept = kept_dtype(name, dtype)
+        weights[name] = torch.empty(state[name].shape, dtype=kept)
+        page = pieces_of(stored.sources[name], kept, stored.tensors)
+        readings.append(disk.read(page, weights[name].view(-1).view(torch.uint8).numpy()))
+    for reading in readings:
+        reading.wait()
+    return weights
+
+
+def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that a parameter gets in a model of a dtype."""
+    # The balancing bias stays float32: it is moved in steps that bf16 cannot hold.
+    return torch.float32 if name.endswith("selection_bias") else dtype
 
 
 def choose_dtype(name: str | None) -> torch.dtype | None:
@@ -56,22 +91,3 @@ def choose_dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in DTYPES:
         raise ConfigError(f"unknown dtype '{name}'", f"accepted: {', '.join(DTYPES)}")
     return None if name is None else DTYPES[name]
-
-
-def _read(source: Source, shape: tuple[int, ...], reader: TensorReader, dtype: torch.dtype) -> Tensor:
-    # The balancing bias stays float32: it is moved in steps that bf16 cannot hold.
-    dtype = torch.float32 if source.names[0].endswith("selection_bias") else dtype
-    if source.parts is None:
-        return reader.read(source.names[0]).to(dtype)
-    stacked = torch.empty(shape, dtype=dtype)
-    size = shape[1] // source.parts
-    for position, name in enumerate(source.names):
-        expert, part = divmod(position, source.parts)
-        stacked[expert, part * size : (part + 1) * size].copy_(reader.read(name))
-    return stacked
-
-
-def _stored_dtype(stored: StoredModel) -> torch.dtype:
-    """Return the dtype of most stored tensors; of equally many, the first."""
-    dtypes = [stored.tensors.stored[name].dtype for source in stored.sources.values() for name in source.names]
-    return FLOATS[max(dict.fromkeys(dtypes), key=dtypes.count)]

@@ -3,11 +3,31 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from moesaic.checkpoint.folder import is_checkpoint, load_config
 from moesaic.checkpoint.mapping import Source, plan_sources
-from moesaic.checkpoint.tensors import TensorFolder
+from moesaic.checkpoint.page_index import CORE, PAGES, PageIndex
+from moesaic.checkpoint.tensors import FLOATS, TensorFolder
+from moesaic.errors import UnsupportedError
+from moesaic.memory.page import Page
 from moesaic.models.model import LanguageModel, build_model
 from moesaic.models.table import NATIVE, find_family
+
+_EXPERTS = ".moe.experts."
+
+
+@dataclass(frozen=True)
+class RepackedPages:
+    """The experts of a repacked model.
+
+    Attributes:
+        index: what it says of them.
+        pages: of each layer.
+    """
+
+    index: PageIndex
+    pages: dict[int, list[Page]]
 
 
 @dataclass(frozen=True)
@@ -16,13 +36,43 @@ class StoredModel:
 
     Attributes:
         model: without memory, on the device 'meta'.
-        tensors: what is stored.
-        sources: where each entry of the model's state comes from.
+        tensors: what is stored; of a repacked model the dense core.
+        sources: where each entry of the model's state comes from; of a repacked model those of the dense core.
+        repacked: where the experts of a repacked model come from; None: it is none.
     """
 
     model: LanguageModel
     tensors: TensorFolder
     sources: dict[str, Source]
+    repacked: RepackedPages | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of most stored tensors; of equally many, the first."""
+        dtypes = [self.tensors.stored[name].dtype for source in self.sources.values() for name in source.names]
+        return FLOATS[max(dict.fromkeys(dtypes), key=dtypes.count)]
+
+    @property
+    def dense_names(self) -> list[str]:
+        """Return the entries of the model's state that are no experts'."""
+        return [name for name in self.sources if _EXPERTS not in name]
+
+    @property
+    def bits(self) -> int | None:
+        """Return the bits of the experts' weights, 8 or 4; None: they are floats."""
+        return None if self.repacked is None else self.repacked.index.bits
+
+    def check_exact(self) -> None:
+        """Check that the weights are floats.
+
+        Raises:
+            UnsupportedError: those of the experts have been rounded to a few bits.
+        """
+        if self.bits is not None:
+            raise UnsupportedError(
+                f"'{self.tensors.folder}' has experts of {self.bits} bits, made for generating alone",
+                "give the model that it was converted from",
+            )
 
 
 def open_model(folder: Path) -> StoredModel:
@@ -34,10 +84,18 @@ def open_model(folder: Path) -> StoredModel:
         UnsupportedError: a family or feature that is not supported.
     """
     config = load_config(folder)
-    tensors = TensorFolder(folder)
     model = build_model(config, device="meta")
+    index = PageIndex.load(folder) if (folder / PAGES).is_file() else None
+    tensors = TensorFolder(folder, None if index is None else [CORE])
     has_our_names = config.model_type == NATIVE or is_checkpoint(folder)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return StoredModel(
-        model, tensors, plan_sources(shapes, None if has_our_names else find_family(config.model_type), tensors)
-    )
+    family = None if has_our_names else find_family(config.model_type)
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if index is None or _EXPERTS not in name
+    }
+    sources = plan_sources(shapes, family, tensors)
+    if index is None:
+        return StoredModel(model, tensors, sources, None)
+    index.check_fits(folder, {layer: moe.experts for layer, moe in model.moe_layers().items()})
+    return StoredModel(model, tensors, sources, RepackedPages(index, index.find_pages(folder)))

@@ -1,73 +1,47 @@
 """The tensors of a safetensors folder, by name: their files, shapes and dtypes, read without loading them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from moesaic.checkpoint.folder import INDEX, WEIGHTS, list_shards, refuse_pickles
 from moesaic.errors import CheckpointError
+from moesaic.memory.page import Extent
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor on disk."""
+    """One tensor on disk.
 
-    file: Path
+    Attributes:
+        extent: where its values are, row-major.
+        shape, dtype: as stored; the dtype by safetensors' name.
+    """
+
+    extent: Extent
     shape: tuple[int, ...]
     dtype: str
 
 
 class TensorFolder:
-    """All tensors of a folder, sharded or single.
+    """All tensors of a folder, sharded or single, or of some files in it.
 
     Raises:
         CheckpointError: no safetensors, a listed file missing, a truncated file, or a pickle checkpoint.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
         self.folder = folder
         self.stored: dict[str, StoredTensor] = {}
-        for file in _weight_files(folder):
-            with _open(file) as handle:
-                for name in handle.keys():  # noqa: SIM118 - safe_open is no mapping
-                    part = handle.get_slice(name)
-                    self.stored[name] = StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
-
-    def reader(self) -> "TensorReader":
-        """Return a reader that keeps files open between tensors; use it as a context manager."""
-        return TensorReader(self)
-
-
-class TensorReader:
-    """Reads tensors one at a time."""
-
-    def __init__(self, source: TensorFolder) -> None:
-        self._source = source
-        self._open: dict[Path, Any] = {}
-
-    def __enter__(self) -> "TensorReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.clear()
-
-    def read(self, name: str) -> Tensor:
-        """Return one tensor in its stored dtype."""
-        file = self._source.stored[name].file
-        try:
-            if file not in self._open:
-                self._open[file] = safe_open(file, framework="pt")
-            return self._open[file].get_tensor(name)
-        except (SafetensorError, OSError) as failure:
-            raise CheckpointError(f"cannot read '{name}' from '{file}': {failure}", "fetch the file again") from None
+        for file in _weight_files(folder) if names is None else [folder / name for name in names]:
+            _check(file)
+            self.stored |= dict(_read_header(file))
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -91,14 +65,28 @@ def _weight_files(folder: Path) -> list[Path]:
     return loose
 
 
-@contextmanager
-def _open(file: Path) -> Iterator[Any]:
+def _check(file: Path) -> None:
+    """Have safetensors look at a file: it refuses headers that are damaged or do not fit the file's length."""
     try:
-        with safe_open(file, framework="pt") as handle:
-            yield handle
+        with safe_open(file, framework="pt"):
+            pass
     except (SafetensorError, OSError) as failure:
         size = file.stat().st_size if file.exists() else 0
         raise CheckpointError(
             f"cannot read '{file}' ({size} bytes): {failure}",
             "the file is damaged or cut short; fetch it again",
         ) from None
+
+
+def _read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield the tensors of a file that has been checked: 8 bytes of length, that many of JSON, then the values."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            yield (
+                name,
+                StoredTensor(Extent(file, 8 + length + begin, end - begin), tuple(entry["shape"]), entry["dtype"]),
+            )

@@ -6,8 +6,9 @@ from typing import Any
 
 import typer
 
-from moesaic.cli.output import error_console, print_json
-from moesaic.errors import RequestError
+from moesaic.cli.output import error_console, print_json, progress_bar
+from moesaic.errors import CheckpointError, RequestError
+from moesaic.units import format_bytes
 
 
 def generate(
@@ -25,6 +26,9 @@ def generate(
     ignore_eos: bool = typer.Option(False, "--ignore-eos", help="Go on after an end token."),
     chat: bool = typer.Option(False, "--chat", help="Send the prompt as a user's message in the chat template."),
     dtype: str | None = typer.Option(None, help="bfloat16, float16 or float32; default: as stored."),
+    memory: str | None = typer.Option(
+        None, help="All that the process may hold, such as 4GiB; experts beyond it are read when they are needed."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
 ) -> None:
     """Generate text: `moesaic generate runs/tiny "def main("`."""
@@ -32,11 +36,12 @@ def generate(
     from moesaic.infer.request import SamplingParams
 
     params = SamplingParams(max_tokens, temperature, top_k, top_p, min_p, tuple(stop), seed, ignore_eos)
-    llm = LLM(model, dtype=dtype)
+    with progress_bar("loading experts") as show:
+        llm = LLM(model, dtype=dtype, memory=memory, on_progress=show)
     text = _read_input() if prompt == "-" else prompt
     request: Any = llm.chat_prompt([{"role": "user", "content": text}]) if chat else text
     if as_json:
-        print_json(asdict(llm.generate(request, params)[0]))
+        print_json(asdict(llm.generate(request, params)[0]) | {"stats": llm.stats()})
         return
     completion = None
     # The prompt is shown with the first piece: a request that is refused prints nothing.
@@ -46,11 +51,22 @@ def generate(
         shown, completion = "", delta.completion
     print()
     assert completion is not None, "a stream ends with its completion"
+    if completion.error is not None:
+        raise CheckpointError(completion.error, "look at the disk, or fetch the file again")
     usage = completion.usage
     error_console().print(
         f"{usage.prompt_tokens} prompt tokens, {usage.completion_tokens} generated, "
-        f"ended by {completion.finish_reason}",
+        f"ended by {completion.finish_reason}{_tell_paging(llm.stats())}",
         style="dim",
+    )
+
+
+def _tell_paging(stats: dict[str, Any]) -> str:
+    if stats.get("resident") == stats.get("pages"):
+        return ""
+    return (
+        f"; of {stats['pages']} experts {stats['slots']} fit the memory, {stats['hit_rate']:.0%} of those needed were "
+        f"there, {format_bytes(stats['bytes_read'])} were read"
     )
 
 

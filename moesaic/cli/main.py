@@ -14,6 +14,7 @@ from moesaic.cli.doctor import doctor
 from moesaic.cli.generate import generate
 from moesaic.cli.inspect import inspect
 from moesaic.cli.output import report_error, report_usage
+from moesaic.cli.plan import plan
 from moesaic.cli.train import train
 from moesaic.errors import EXIT_INTERRUPTED
 from moesaic.telemetry.log import configure_logging
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for command in (demo, train, generate, inspect, convert, doctor):
+for command in (demo, train, generate, plan, inspect, convert, doctor):
     app.command()(command)
 app.add_typer(bench_app)
 

@@ -3,6 +3,8 @@
 import json
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moesaic.errors import EXIT_OURS, EXIT_USER, MoesaicError
@@ -16,6 +18,17 @@ def error_console() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal while something is done; what is yielded is told how many of how many are."""
+    from rich.progress import Progress
+
+    console = error_console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_json(result: dict[str, Any]) -> None:

@@ -76,6 +76,11 @@ class ModelConfig(Section):
     shared_expert_gate: bool = Field(False, description="scale the shared expert by a learned sigmoid gate")
 
     router: RouterKind = Field("softmax", description="how tokens and experts choose each other")
+    pregated: bool = Field(
+        False,
+        description="route in each MoE layer by what the experts of the MoE layer before it read, so that the "
+        "pages it will need are known a layer early; the first routes by its own input",
+    )
     norm_topk_prob: bool = Field(True, description="let the weights of the chosen experts sum to one")
     n_group: int = Field(1, gt=0, description="groups of experts for group-limited choice; 1: off")
     topk_group: int = Field(1, gt=0, description="groups that a token may use")

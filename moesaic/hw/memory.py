@@ -1,4 +1,4 @@
-"""How much memory this process may take."""
+"""How much memory this process may take, and how much it holds."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ import psutil
 
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_OWN_STATUS = Path("/proc/self/status")
 
 
 def available_bytes() -> int:
@@ -31,3 +32,13 @@ def _group_limits() -> Iterator[int]:
             continue
         texts = [file.read_text().strip() for file in files if file.is_file()]
         yield from (int(text) for text in texts if text.isdigit())
+
+
+def held_bytes() -> int:
+    """Return the bytes that this process holds: all but the code and other parts of files that are mapped."""
+    lines = _OWN_STATUS.read_text().splitlines() if _OWN_STATUS.is_file() else []
+    sizes = dict(line.split(":", 1) for line in lines)
+    if "RssAnon" not in sizes:  # not Linux
+        return int(psutil.Process().memory_info().rss)
+    # 'RssAnon:     1234 kB'
+    return sum(1024 * int(sizes[name].split()[0]) for name in ("RssAnon", "RssShmem", "VmSwap"))

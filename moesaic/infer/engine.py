@@ -1,14 +1,18 @@
 """The public `LLM`: load a model once, generate from it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Sequence_
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from moesaic.checkpoint.folder import find_model, find_tokenizer
-from moesaic.checkpoint.load import load_model
+from moesaic.checkpoint.paged import open_paged_model
 from moesaic.config.model import ModelConfig
 from moesaic.errors import DataError, RequestError, nearest_hint
 from moesaic.infer.end import choose_end_ids, read_end_ids
@@ -16,7 +20,9 @@ from moesaic.infer.prompt import Prompt, read_prompts
 from moesaic.infer.request import Completion, Delta, SamplingParams
 from moesaic.infer.runner import Runner
 from moesaic.infer.sequence import Sequence
+from moesaic.memory.room import Room
 from moesaic.tokenizer.tokenizer import Tokenizer
+from moesaic.units import parse_bytes
 
 
 class LLM:
@@ -26,14 +32,34 @@ class LLM:
         model: a Hugging Face folder, a run folder of `moesaic train`, a checkpoint of a run, or a hub id. Without a
             tokenizer that can be read it works with prompts of token ids; asked for text, it says what is wrong.
         dtype: of the weights in memory: 'bfloat16', 'float16', 'float32'; None: as stored.
+        memory: all that the process may hold, such as '4GiB': weights, keys and values, buffers, torch's own included,
+            the code of libraries not. Experts that have no place are read from the files when they are needed; no
+            result depends on it. None: four fifths of what the machine has free, where the model takes more.
+        policy: which expert leaves when another comes: 'decayed', 'lru', 'lfu' or 'hits'.
+        deterministic: give a prompt the same tokens alone and in any batch, bit for bit. Its prompts are then computed
+            one after another, which takes as long as one alone for each.
+        on_progress: where all experts have a place, told how many of how many are there.
 
     Raises:
-        MoesaicError: the model cannot be found or loaded.
+        MoesaicError: the model cannot be found or loaded, or not within the memory.
     """
 
-    def __init__(self, model: str | Path, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        dtype: str | None = None,
+        memory: str | int | None = None,
+        policy: str = "decayed",
+        deterministic: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        budget = None if memory is None else parse_bytes(memory)
         folder = find_model(model)
-        self.model = load_model(folder, dtype)
+        self._paged = open_paged_model(folder, dtype, budget, policy, on_progress)
+        self._deterministic = deterministic
+        self._end = weakref.finalize(self, self._paged.disk.close)
+        self._room = Room(self._paged.ledger, self._paged.pager)
+        self.model = self._paged.model
         self.config = self.model.config
         _warn_of_neighbours(self.config)
         self._end_ids = read_end_ids(folder, self.config.eos_token_ids)
@@ -55,17 +81,21 @@ class LLM:
             changes: fields of `SamplingParams` to set, such as max_tokens=32, temperature=0.
 
         Returns:
-            One completion a prompt, in order.
+            One completion a prompt, in order; its finish_reason is 'error' where its experts could not be read.
 
         Raises:
+            PageError: so with every prompt.
             RequestError: a prompt is empty or too long, a token id is unknown, a parameter is out of range, or text
                 is asked for where the checkpoint has no tokenizer that can be read.
             MemoryBudgetError: there is no memory for the keys and values of the batch.
             UnsupportedError: the model's numbers overflow in this dtype.
         """
-        finished = [delta for delta in self.stream(prompts, params, **changes) if delta.completion is not None]
-        finished.sort(key=lambda delta: delta.index)
-        return [delta.completion for delta in finished if delta.completion is not None]
+        sequences = self._prepare(prompts, params, changes)
+        completions = {delta.index: delta.completion for delta in self._run(sequences) if delta.completion is not None}
+        failures = [sequence.failure for sequence in sequences if sequence.failure is not None]
+        if len(failures) == len(sequences):
+            raise failures[0]
+        return [completions[sequence.index] for sequence in sequences]
 
     def stream(
         self, prompts: Prompt | Sequence_[Prompt], params: SamplingParams | None = None, **changes: Any
@@ -74,20 +104,51 @@ class LLM:
 
         A request that cannot be met is refused by the call itself, not by the first piece.
         """
+        return self._run(self._prepare(prompts, params, changes))
+
+    def _prepare(
+        self, prompts: Prompt | Sequence_[Prompt], params: SamplingParams | None, changes: dict[str, Any]
+    ) -> list[Sequence]:
         params = _change(SamplingParams() if params is None else params, changes)
         batch = [self._encode(prompt) for prompt in read_prompts(prompts)]
-        return self._run([self._sequence(index, ids, params) for index, ids in enumerate(batch)])
+        return [self._sequence(index, ids, params) for index, ids in enumerate(batch)]
 
     def _run(self, sequences: list[Sequence]) -> Iterator[Delta]:
-        runner = Runner(self.model, sequences)
-        logits_BV = runner.prefill(sequences)
-        while True:
-            for sequence in sequences:
-                if sequence.finish_reason is None:
-                    yield sequence.accept(sequence.choose(logits_BV[sequence.index]))
-            if all(sequence.finish_reason is not None for sequence in sequences):
-                return
-            logits_BV = runner.decode(sequences)
+        groups = [[sequence] for sequence in sequences] if self._deterministic else [sequences]
+        with ExitStack() as stack:
+            runners = [
+                stack.enter_context(Runner(self.model, group, self._room, self._paged.pager)) for group in groups
+            ]
+            passes: list[Callable[[list[Sequence]], Tensor]] = [runner.prefill for runner in runners]
+            while any(sequence.finish_reason is None for sequence in sequences):
+                for index, group in enumerate(groups):
+                    running = [sequence.finish_reason is None for sequence in group]
+                    if not any(running):
+                        continue
+                    logits_BV = passes[index](group)
+                    passes[index] = runners[index].decode
+                    for sequence, runs, logits_V in zip(group, running, logits_BV, strict=True):
+                        if sequence.failure is not None and runs:
+                            yield sequence.end()
+                        elif runs:
+                            yield sequence.accept(sequence.choose(logits_V))
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the experts' pages did since the model was loaded, and the memory that is held.
+
+        Returns:
+            hits, misses: experts that were, or were not, in memory when the router had spoken; a layer's expert counts
+            once a step. hit_rate: the share of hits, None before the first. stall_seconds: waited for pages.
+            guesses_right, guesses_wrong: pages that were read before the router had spoken. evictions. steps: passes by
+            mode, 'ring' or 'cache'. pages, slots, resident: of the model, room for them, those in memory; a model
+            without experts has none of these. bytes_read: from files, all in all. budget_bytes, held_bytes,
+            most_bytes: of the ledger, and holdings_bytes by purpose.
+        """
+        return self._paged.stats()
+
+    def close(self) -> None:
+        """End the threads that read and close the files; the model generates no more."""
+        self._end()
 
     def chat_prompt(self, messages: Sequence_[Mapping[str, Any]]) -> list[int]:
         """Return the token ids of a conversation in the checkpoint's chat template, ready for the answer.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from moesaic.errors import RequestError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
 
 # Of each number in a request: its kind, the test of its range, and what is accepted, in words.
 _NUMBERS: dict[str, tuple[type[int] | type[float], Callable[[Any], bool], str]] = {
@@ -93,13 +93,15 @@ class Completion:
     Attributes:
         text: without the prompt, special tokens and the stop string; empty where the model has no tokenizer.
         token_ids: all generated tokens, an end token included.
-        finish_reason: 'stop' at an end token or stop string, 'length' at a limit.
+        finish_reason: 'stop' at an end token or stop string, 'length' at a limit, 'error' where it could not go on.
+        error: what went wrong.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     usage: Usage
+    error: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moesaic.errors import UnsupportedError
+from moesaic.errors import MoesaicError, UnsupportedError
 from moesaic.infer.request import Completion, Delta, FinishReason, SamplingParams, Usage
 from moesaic.infer.stop import StopScanner
 from moesaic.ops.sample import draw, filter_logits, greedy
@@ -23,6 +23,7 @@ class Sequence:
         max_tokens: most tokens to generate, already limited by the model's context.
         end_ids: tokens after which the answer ends.
         finish_reason: None while it runs.
+        failure: why it could not go on.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Sequence:
         self.max_tokens = max_tokens
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.failure: MoesaicError | None = None
         self.end_ids = end_ids
         self._decoder = None if tokenizer is None else tokenizer.stream_decoder(prompt_ids[-_NUM_CONTEXT:])
         self._scanner = StopScanner(params.stop)
@@ -87,8 +89,17 @@ class Sequence:
         self._text.append(text)
         return Delta(self.index, text, self._completion())
 
+    def fail(self, failure: MoesaicError) -> None:
+        """End without the next token; what there is of an answer stays."""
+        self.finish_reason, self.failure = "error", failure
+
+    def end(self) -> Delta:
+        """Return the last piece of a sequence that has failed."""
+        return Delta(self.index, "", self._completion())
+
     def _completion(self) -> Completion | None:
         if self.finish_reason is None:
             return None
         usage = Usage(len(self.prompt_ids), len(self.token_ids))
-        return Completion("".join(self._text), self.token_ids, self.finish_reason, usage)
+        error = None if self.failure is None else self.failure.text
+        return Completion("".join(self._text), self.token_ids, self.finish_reason, usage, error)

@@ -127,6 +127,7 @@ def _effective(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_channels,
         "windows": [config.window_of_layer(layer) for layer in layers],
         "moe_layers": _moe_layers(config),
+        "pregated": config.pregated and sum(_moe_layers(config)) > 1,
     }
     routed = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router")
     if any(fields["moe_layers"]):

@@ -20,6 +20,11 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype)
         self.lengths_B = torch.zeros(batch, dtype=torch.int64)
 
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of all keys and values, written or not."""
+        return self.keys.nbytes + self.values.nbytes
+
     def grow(self, num_slots: int) -> None:
         """Make room for this many positions a sequence; what is held stays. Both sizes are in memory for a while."""
         added = num_slots - self.keys.shape[3]

@@ -1,6 +1,17 @@
-"""The decoder: embedding, layers, final norm."""
+"""The decoder: embedding, layers, final norm.
+
+In a pre-gated model each mixture routes by the normed hidden states that the experts of the mixture before it read,
+with its own router's weights; the first, by those that its own experts read. Its choice then waits while the mixture
+before it, attention and any dense layers in between are computed, time enough to bring the chosen experts (Hwang et
+al., 2023, "Pre-gated MoE").
+
+    layer              0 mixture        1 dense     2 mixture        3 mixture
+    its experts read   x0                           x2               x3
+    its router reads   x0                           x0               x2
+"""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +24,7 @@ from moesaic.nn.cache import KVCache
 from moesaic.nn.mlp import GatedMlp
 from moesaic.nn.moe.layer import MoELayer
 from moesaic.nn.moe.load import ExpertLoad
+from moesaic.nn.moe.router import Routing
 from moesaic.nn.norm import RmsNorm
 from moesaic.ops.attention import AttentionMask, build_mask
 from moesaic.ops.rope import build_frequencies, rotation
@@ -31,6 +43,23 @@ class DecoderOutput:
     hidden_BSD: Tensor
     losses: dict[str, Tensor]
     loads: dict[int, ExpertLoad]
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """What a layer returns.
+
+    Attributes:
+        hidden_BSD: the residual stream.
+        losses: of the mixture; empty in a dense layer.
+        load: of the mixture.
+        routing: the choice in the next mixture of a pre-gated model, once it is made.
+    """
+
+    hidden_BSD: Tensor
+    losses: dict[str, Tensor]
+    load: ExpertLoad | None
+    routing: Routing | None
 
 
 class DecoderLayer(nn.Module):
@@ -53,16 +82,18 @@ class DecoderLayer(nn.Module):
         positions_BS: Tensor,
         valid_BS: Tensor | None,
         cache: KVCache | None,
-    ) -> tuple[Tensor, dict[str, Tensor], ExpertLoad | None]:
-        """Return the new hidden states, and the losses and load of the mixture if there is one."""
+        routing: Routing | None,
+        next_moe: MoELayer | None,
+    ) -> LayerOutput:
+        """Attend, then mix; a dense layer hands on the routing it is given. The last two are as for `MoELayer`."""
         attended_BSD = self.attention(self.attention_norm(hidden_BSD), rotary, mask, positions_BS, cache)
         hidden_BSD = hidden_BSD + attended_BSD
         normed_BSD = self.mlp_norm(hidden_BSD)
         if self.mlp is not None:
-            return hidden_BSD + self.mlp(normed_BSD), {}, None
+            return LayerOutput(hidden_BSD + self.mlp(normed_BSD), {}, None, routing)
         assert self.moe is not None, "a layer has an MLP or a mixture"
-        mixed = self.moe(normed_BSD, valid_BS)
-        return hidden_BSD + mixed.hidden_BSD, mixed.losses, mixed.load
+        mixed = self.moe(normed_BSD, valid_BS, routing, next_moe)
+        return LayerOutput(hidden_BSD + mixed.hidden_BSD, mixed.losses, mixed.load, mixed.next_routing)
 
 
 class Decoder(nn.Module):
@@ -110,6 +141,7 @@ class Decoder(nn.Module):
 
         all_losses: list[dict[str, Tensor]] = []
         loads: dict[int, ExpertLoad] = {}
+        routing: Routing | None = None
         for index, layer in enumerate(self.layers):
             inputs = (
                 hidden_BSD,
@@ -118,19 +150,30 @@ class Decoder(nn.Module):
                 positions_BS,
                 valid_BS,
                 cache,
+                routing,
+                self._next_moe(index),
             )
             if self.recompute and self.training:
-                hidden_BSD, losses, load = checkpoint(layer, *inputs, use_reentrant=False)
+                # Without reentry, gradients also reach the tensors inside of a routing.
+                out: LayerOutput = checkpoint(layer, *inputs, use_reentrant=False)
             else:
-                hidden_BSD, losses, load = layer(*inputs)
-            if load is not None:
-                all_losses.append(losses)
-                loads[index] = load
+                out = layer(*inputs)
+            hidden_BSD, routing = out.hidden_BSD, out.routing
+            if out.load is not None:
+                all_losses.append(out.losses)
+                loads[index] = out.load
         if cache is not None:
             cache.lengths_B += ids_BS.shape[1] if valid_BS is None else valid_BS.sum(1)
         names = all_losses[0] if all_losses else {}
         losses = {name: torch.stack([each[name] for each in all_losses]).mean() for name in names}
         return DecoderOutput(self.norm(hidden_BSD), losses, loads)
+
+    def _next_moe(self, layer: int) -> MoELayer | None:
+        """Return the mixture that routes by what a layer's experts read; None unless pre-gated, and for the last."""
+        if not self.config.pregated:
+            return None
+        later = (each.moe for each in islice(self.layers, layer + 1, None))
+        return next((moe for moe in later if isinstance(moe, MoELayer)), None)
 
     def _rotation(self, positions_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         config = self.config

@@ -19,6 +19,7 @@ HEAVY = ("torch", "numpy", "transformers", "safetensors", "huggingface_hub", "ma
         "from moesaic.config.load import load_recipe",
         "from moesaic.models.table import expand_model, FAMILIES",
         "from moesaic.models.config_json import read_config",
+        "from moesaic.memory.replay import replay",
     ],
 )
 def test_nothing_heavy_is_loaded_when_running(statement: str) -> None:

@@ -23,7 +23,7 @@ def test_one_object_is_printed_alone_when_json_is_asked_for(cli: Run, finished: 
     assert answer.code == 0
     assert len(answer.out.splitlines()) == 1
     result = json.loads(answer.out)
-    assert result.keys() == {"text", "token_ids", "finish_reason", "usage"}
+    assert result.keys() == {"text", "token_ids", "finish_reason", "usage", "error", "stats"}
     assert result["usage"]["completion_tokens"] == len(result["token_ids"]) == 4
 
 
@@ -47,9 +47,10 @@ def test_every_option_reaches_the_request_when_given(cli: Run, finished: Path, m
 def test_prompt_is_read_from_standard_input_when_it_is_a_dash(
     cli: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = cli("generate", finished, "abc", "--json", "--max-tokens", 4).out
+    expected = json.loads(cli("generate", finished, "abc", "--json", "--max-tokens", 4).out)["token_ids"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("abc"))
-    assert cli("generate", finished, "-", "--json", "--max-tokens", 4).out == expected
+    found = json.loads(cli("generate", finished, "-", "--json", "--max-tokens", 4).out)["token_ids"]
+    assert found == expected
 
 
 def test_prompt_is_sent_as_a_message_when_chat_is_asked_for(cli: Run, chatting: Path) -> None:

@@ -32,6 +32,17 @@ COMMANDS = {
         "--ignore-eos",
         "--chat",
         "--dtype",
+        "--memory",
+        "--json",
+    },
+    "plan": {
+        "model",
+        "--memory",
+        "--prompt-tokens",
+        "--dtype",
+        "--memory-rate",
+        "--disk-rate",
+        "--arithmetic-rate",
         "--json",
     },
     "inspect": {"model", "--json"},
@@ -87,6 +98,7 @@ def test_help_is_shown_when_nothing_is_asked_for(cli: Run) -> None:
         (["bench"], "command", "see `moesaic bench --help`"),
         (["bench", "train", "--repeats", "1"], "--repeats", "see `moesaic bench train --help`"),
         (["demo", "--steps", "0"], "--steps", "see `moesaic demo --help`"),
+        (["plan", "m", "--prompt-tokens", "0"], "--prompt-tokens", "see `moesaic plan --help`"),
     ],
 )
 def test_command_line_is_refused_in_two_lines_when_it_is_misspelt(

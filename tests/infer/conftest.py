@@ -1,4 +1,4 @@
-"""Models to generate with: one of token ids alone, and two that have a tokenizer."""
+"""Models to generate with: one of token ids alone, one of each family, and two that have a tokenizer."""
 
 from pathlib import Path
 
@@ -6,10 +6,12 @@ import pytest
 
 from moesaic.checkpoint.export import export_model
 from moesaic.infer.engine import LLM
+from moesaic.models.table import FAMILIES, NATIVE, expand_model
 from moesaic.testing.tiny import tiny_model
 from moesaic.tokenizer.bpe import train_bpe
 from tests.tokenizer.sentencepiece import save_sentencepiece_like
 
+MIXTURES = sorted(name for name, family in FAMILIES.items() if family.experts is not None)
 TEXT = "the cat sat on the mat and the dog saw a bird in the tree near the water\n" * 40
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 
@@ -19,6 +21,18 @@ def ids_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder without a tokenizer."""
     folder = tmp_path_factory.mktemp("ids") / "model"
     export_model(tiny_model(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=[*MIXTURES, NATIVE])
+def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of each family that has experts, under the family's own names."""
+    fields = expand_model({"model_type": request.param})
+    fields = {name: fields[name] for name in FAMILIES[request.param].traits} if request.param != NATIVE else {}
+    if fields.get("shared_expert_gate"):
+        fields["shared_expert_intermediate_size"] = 8
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    export_model(tiny_model(model_type=request.param, **fields), folder)
     return folder
 
 

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from moesaic.checkpoint.export import export_model
+from moesaic.checkpoint.load import load_model
 from moesaic.checkpoint.store import CheckpointStore, Snapshot
 from moesaic.errors import CheckpointError
 from moesaic.infer.engine import LLM
@@ -273,12 +274,13 @@ def test_checkpoint_of_a_run_is_read_with_the_tokenizer_of_the_run_when_given(
     shutil.copytree(text_folder.parent / "tokenizer", tmp_path / "run" / "tokenizer")
     store = CheckpointStore(tmp_path / "run" / "checkpoints", 2, True)
     state = {"step": 3, "config": {"model": text_llm.config.model_dump(mode="json")}}
-    checkpoint = store.save(Snapshot(state, {"model": text_llm.model.state_dict()}))
+    checkpoint = store.save(Snapshot(state, {"model": load_model(text_folder).state_dict()}))
     assert LLM(checkpoint).generate("the cat", max_tokens=8) == text_llm.generate("the cat", max_tokens=8)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_weights_have_the_dtype_that_is_asked_for_when_loaded(dtype: str, ids_folder: Path) -> None:
     llm = LLM(ids_folder, dtype=dtype)
-    assert {str(parameter.dtype) for parameter in llm.model.parameters()} == {f"torch.{dtype}"}
+    held = [parameter for parameter in llm.model.parameters() if not parameter.is_meta]
+    assert {str(parameter.dtype) for parameter in held} == {f"torch.{dtype}"}
     assert len(llm.generate(PROMPTS, max_tokens=3)) == len(PROMPTS)

@@ -54,7 +54,7 @@ def test_config_comes_back_the_same_when_written_and_read(family: str, data: st.
 
 
 def test_model_is_written_in_our_own_terms_when_no_family_says_it_all() -> None:
-    config = tiny_config(router="sigmoid", n_group=1, eos_token_id=[3, 4])
+    config = tiny_config(router="sigmoid", pregated=True, n_group=1, eos_token_id=[3, 4])
     written = write_config(config, "bfloat16")
     assert written["model_type"] == "moesaic"
     assert read_config({**written, "transformers_version": "5"}, "written") == config
@@ -71,6 +71,7 @@ def test_model_is_written_in_our_own_terms_when_no_family_says_it_all() -> None:
         {"shared_expert_intermediate_size": 8},
         {"qk_norm": "width", "mlp_only_layers": [0]},
         {"norm_topk_prob": False},
+        {"pregated": True},
         # OLMoE's norms are as wide as the model, whatever the heads measure.
         {"qk_norm": "width", "head_dim": 6},
     ],
@@ -87,6 +88,9 @@ def test_no_family_is_chosen_when_a_field_is_beyond_them(changes: dict[str, Any]
         ("olmoe", {"qk_norm": "width", "clip_qkv": 1.0}),
         ("qwen3_moe", {"qk_norm": "head", "mlp_only_layers": [0]}),
         ("qwen2_moe", {"shared_expert_intermediate_size": 8, "shared_expert_gate": True, "attention_bias": True}),
+        # With one mixture, or none, there is nothing to choose early.
+        ("qwen3_moe", {"qk_norm": "head", "mlp_only_layers": [0], "pregated": True}),
+        ("llama", {"num_experts": 0, "num_experts_per_tok": 0, "pregated": True}),
         ("llama", {"num_experts": 0, "num_experts_per_tok": 0}),
         ("qwen3", {"num_experts": 0, "num_experts_per_tok": 0, "qk_norm": "head"}),
     ],
@@ -105,6 +109,7 @@ def test_unsaid_fields_are_named_when_a_family_is_too_narrow() -> None:
     assert unsaid_fields(tiny_config(qk_norm="head", routed_scaling_factor=2.0), FAMILIES["qwen3_moe"]) == [
         "routed_scaling_factor"
     ]
+    assert unsaid_fields(tiny_config(qk_norm="head", pregated=True), FAMILIES["qwen3_moe"]) == ["pregated"]
     assert unsaid_fields(tiny_config(), FAMILIES["llama"]) == ["num_experts"]
     assert unsaid_fields(tiny_config(mlp_only_layers=[1]), FAMILIES["mixtral"]) == ["mlp_only_layers"]
     assert unsaid_fields(tiny_config(), FAMILIES["qwen2_moe"]) == ["model_type"]

@@ -18,6 +18,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "norm over width": {"qk_norm": "width", "clip_qkv": 0.5},
     "every second layer": {"decoder_sparse_step": 2},
     "capacity in training": {"capacity_factor": 0.5},
+    "pregated": {"pregated": True, "num_hidden_layers": 4, "mlp_only_layers": [2]},
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
 }
 each_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
@@ -77,12 +78,13 @@ def test_cache_has_the_dtype_of_the_activations_when_it_is_narrower() -> None:
     assert cache.keys.shape == (2, 2, 2, 4, 4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_hidden_layers": 4, "mlp_only_layers": [2], "pregated": True}])
 @pytest.mark.parametrize("router", ["softmax", "gshard"])
-def test_recomputed_gradients_equal_kept_ones_when_training(router: str) -> None:
+def test_recomputed_gradients_equal_kept_ones_when_training(router: str, changes: dict[str, Any]) -> None:
     (ids_BS,) = _ids(6)
     gradients = []
     for recompute in (False, True):
-        model = tiny_model(router=router, router_jitter_noise=0.1).train().requires_grad_()
+        model = tiny_model(router=router, router_jitter_noise=0.1, **changes).train().requires_grad_()
         model.decoder.recompute = recompute
         torch.manual_seed(3)
         out = model.decode(ids_BS)

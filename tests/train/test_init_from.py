@@ -43,10 +43,11 @@ def test_run_begins_with_the_loss_of_the_model_when_it_starts_from_one(recipe: R
 
 
 def test_model_section_holds_when_it_changes_what_has_no_weights(recipe: Recipe, start: Path) -> None:
-    changes = {**_from(start), "model.capacity_factor": 0.5}
+    changes = {**_from(start), "model.capacity_factor": 0.5, "model.pregated": True}
     folder = train(recipe(changes)).folder.path
     assert all(row["dropped_share"] > 0 for row in read_course(folder))
-    assert load_model(folder).config.capacity_factor == 0.5
+    config = load_model(folder).config
+    assert (config.capacity_factor, config.pregated) == (0.5, True)
 
 
 def test_run_is_refused_when_the_model_section_does_not_fit_the_weights(recipe: Recipe, start: Path) -> None:

@@ -16,6 +16,13 @@ from moesaic.ops.permute import group_by_expert
 class Dispatcher(Protocol):
     """Takes tokens to their experts, has them computed, and brings the weighted results back."""
 
+    def expect(self, routing: Routing) -> None:
+        """Learn what `mix` will be asked for next, while the mixture before is still to be computed.
+
+        Called in pre-gated models only, and not for their first mixture.
+        """
+        ...
+
     def mix(self, hidden_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
         """Return [T, D]: for each token the sum of its experts' outputs times their routing weights."""
         ...
@@ -23,6 +30,9 @@ class Dispatcher(Protocol):
 
 class LocalDispatcher:
     """All experts are on this device: one operation does it all."""
+
+    def expect(self, routing: Routing) -> None:
+        """Do nothing: there is nothing to fetch."""
 
     def mix(self, hidden_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
         """Mix in place of the tokens; weights in another dtype than the tokens' are cast, as under autocast."""

@@ -23,11 +23,13 @@ class MoEOutput:
         hidden_BSD: the output; zero at padding.
         losses: unscaled auxiliary losses by name, 'balance_loss' and 'z_loss'.
         load: choices per expert.
+        next_routing: the same tokens' choice in the next mixture, if that was asked for.
     """
 
     hidden_BSD: Tensor
     losses: dict[str, Tensor]
     load: ExpertLoad
+    next_routing: Routing | None = None
 
 
 class MoELayer(nn.Module):
@@ -43,18 +45,28 @@ class MoELayer(nn.Module):
         self.shared = GatedMlp(config.hidden_size, shared_width) if shared_width else None
         self.shared_gate = Linear(config.hidden_size, 1, bias=False) if config.shared_expert_gate else None
 
-    def forward(self, hidden_BSD: Tensor, valid_BS: Tensor | None = None) -> MoEOutput:
+    def forward(
+        self,
+        hidden_BSD: Tensor,
+        valid_BS: Tensor | None = None,
+        routing: Routing | None = None,
+        next_moe: "MoELayer | None" = None,
+    ) -> MoEOutput:
         """Mix experts for every token.
 
         Args:
             hidden_BSD: [B, S, D].
             valid_BS: bool; where False a position is padding and takes part in nothing. None: all are tokens.
+            routing: the choice for these tokens, if made before. None: the router makes it from hidden_BSD.
+            next_moe: a mixture that routes by hidden_BSD as well. It does so before the experts here are computed,
+                and its dispatcher is told.
         """
         valid_T = None if valid_BS is None else valid_BS.reshape(-1)
         flat_TD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
         hidden_TD = flat_TD if valid_T is None else flat_TD[valid_T]
 
-        routing = self.router(hidden_TD)
+        routing = self.router(hidden_TD) if routing is None else routing
+        next_routing = None if next_moe is None else next_moe.route_early(hidden_TD)
         mixed_TD = self.dispatcher.mix(hidden_TD, routing, self.experts)
         if self.config.routed_scaling_factor != 1.0:
             mixed_TD = mixed_TD * self.config.routed_scaling_factor
@@ -63,7 +75,14 @@ class MoELayer(nn.Module):
 
         if valid_T is not None:
             mixed_TD = torch.zeros_like(flat_TD).index_put((valid_T,), mixed_TD)
-        return MoEOutput(mixed_TD.view_as(hidden_BSD), self._losses(routing, hidden_BSD, valid_T), self._load(routing))
+        losses = self._losses(routing, hidden_BSD, valid_T)
+        return MoEOutput(mixed_TD.view_as(hidden_BSD), losses, self._load(routing), next_routing)
+
+    def route_early(self, hidden_TD: Tensor) -> Routing:
+        """Choose for tokens that come later, and let the dispatcher expect them."""
+        routing = self.router(hidden_TD)
+        self.dispatcher.expect(routing)
+        return routing
 
     def _shared_output(self, hidden_TD: Tensor) -> Tensor:
         assert self.shared is not None, "called with a shared expert"

@@ -1,4 +1,4 @@
-"""The MoE layer: values against one token at a time, padding, losses, load and gradients."""
+"""The MoE layer: values against one routed pair at a time, padding, losses, load and gradients."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from moesaic.nn.moe.layer import MoELayer, MoEOutput
 from moesaic.nn.moe.router import ROUTERS
 from moesaic.testing.tiny import tiny_config
 from moesaic.testing.tolerance import is_close
+from tests.nn.moe.layer_oracle import mix_pairs
 
 # One of each router, with the options that change the path through the layer.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -39,30 +40,12 @@ def _layer(dtype: torch.dtype = torch.float32, **changes: Any) -> MoELayer:
     return layer.to(dtype).eval()
 
 
-def _one_token_at_a_time(layer: MoELayer, hidden_TD: Tensor) -> Tensor:
-    """Add, for each routed pair, the expert's output to its token."""
-    routing = layer.router(hidden_TD)
-    width = layer.config.expert_width
-    out_TD = torch.zeros_like(hidden_TD)
-    for token, expert, weight in zip(
-        routing.token_ids_N.tolist(), routing.expert_ids_N.tolist(), routing.weights_N, strict=True
-    ):
-        gate_F, up_F = (layer.experts.gate_up[expert] @ hidden_TD[token]).split(width)
-        hidden_F = gate_F * gate_F.sigmoid() * up_F
-        out_TD[token] += layer.config.routed_scaling_factor * weight * (layer.experts.down[expert] @ hidden_F)
-    if layer.shared is not None:
-        shared_TD = layer.shared(hidden_TD)
-        gate_T1 = 1.0 if layer.shared_gate is None else (hidden_TD @ layer.shared_gate.weight.t()).sigmoid()
-        out_TD += gate_T1 * shared_TD
-    return out_TD
-
-
 @torch.no_grad()
 @each_variant
-def test_layer_equals_one_token_at_a_time_when_variant_is(changes: dict[str, Any]) -> None:
+def test_layer_equals_one_pair_at_a_time_when_variant_is(changes: dict[str, Any]) -> None:
     layer, hidden_BSD = _layer(**changes), torch.randn(2, 5, 8)
-    found = layer(hidden_BSD).hidden_BSD.view(-1, 8)
-    assert is_close(found, _one_token_at_a_time(layer, hidden_BSD.view(-1, 8)))
+    found, hidden_TD = layer(hidden_BSD).hidden_BSD.view(-1, 8), hidden_BSD.view(-1, 8)
+    assert is_close(found, mix_pairs(layer, hidden_TD, layer.router(hidden_TD)))
 
 
 @each_variant

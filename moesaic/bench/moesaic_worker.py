@@ -1,0 +1,126 @@
+"""moesaic in a process of its own, whose memory can be limited: a script, as `llama_worker.py` is one.
+
+It reads one JSON object from standard input and answers with one:
+
+    {"model": FOLDER, "prompts": [[ID, ...], ...], "new_tokens": N, "rounds": N, "threads": N,
+     "memory": BYTES or null, "resident": SHARE or null, "policy": NAME, "trace": FILE or null,
+     "next": [[ID, ...], ...] or null, "logits": FILE or null}
+    {"version": ..., "load_s": ..., "prefill_s": [...], "steps_s": [[...], ...], "tokens": [[ID, ...], ...],
+     "stats": [...], "sizes": {...}, "disk_gb_per_s": [before, after], "memory_gb_per_s": ...}
+
+`resident` asks for as much memory as holds this share of the experts, in place of `memory`. With a `trace` each token
+takes the experts of a line of it, in turn, whatever its router says. `next` holds the tokens that follow each prompt,
+the model's own where it is null: a model of random weights repeats itself, and so would the experts it needs. `stats`
+are those before the first round and after each. `sizes` are those of `ModelSizes`.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import moesaic
+from moesaic.bench.replayed import replay_routing
+from moesaic.checkpoint.paged import PagedModel, lay_out_pages, open_paged_model
+from moesaic.checkpoint.stored import StoredModel, open_model
+from moesaic.infer.plan import size_model
+from moesaic.infer.request import SamplingParams
+from moesaic.infer.runner import Runner
+from moesaic.infer.sequence import Sequence
+from moesaic.memory.disk import Disk
+from moesaic.memory.plan import ModelSizes
+from moesaic.memory.probe import measure_disk_rate
+from moesaic.memory.room import Room
+from moesaic.ops.cpu.bandwidth import read_bandwidth
+
+_PROBE_BYTES = 2**29
+
+
+def main() -> None:
+    """Generate as asked."""
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
+    folder = Path(request["model"])
+    stored = open_model(folder)
+    memory_rate = read_bandwidth(_PROBE_BYTES)
+    disk_rates = [_disk_rate(stored)]
+    sizes = _size(stored, request)
+    budget = request["memory"]
+    if request["resident"] is not None:
+        budget = sizes.budget_for(round(request["resident"] * sizes.num_pages))
+    began = time.perf_counter()
+    paged = open_paged_model(folder, None, budget, request["policy"])
+    answer: dict[str, Any] = {
+        "version": moesaic.__version__,
+        "load_s": time.perf_counter() - began,
+        "prefill_s": [],
+        "steps_s": [],
+        "stats": [paged.stats()],
+    }
+    with replay_routing(paged.model, request["trace"]):
+        for number in range(request["rounds"]):
+            times, logits = _generate(paged, request)
+            answer["prefill_s"].append(times[0])
+            answer["steps_s"].append(times[1:])
+            answer["stats"].append(paged.stats())
+            if number == 0:
+                answer["tokens"] = logits.argmax(2).T.tolist()
+                if request["logits"] is not None:
+                    np.save(request["logits"], logits.numpy())
+    paged.disk.close()
+    disk_rates.append(_disk_rate(stored))
+    answer |= {
+        "sizes": {
+            **asdict(sizes),
+            "memory_bytes_per_token": sizes.memory_bytes_per_token,
+            "disk_bytes_per_token": sizes.disk_bytes_per_token,
+        },
+        "disk_gb_per_s": [rate / 1e9 for rate in disk_rates],
+        "memory_gb_per_s": memory_rate / 1e9,
+    }
+    print(json.dumps(answer))
+
+
+def _generate(paged: PagedModel, request: dict[str, Any]) -> tuple[list[float], Tensor]:
+    """Return the seconds of each pass, the prompts' first, and the logits [N, B, V]."""
+    prompts, count = request["prompts"], request["new_tokens"]
+    params = SamplingParams(max_tokens=count, ignore_eos=True)
+    sequences = [Sequence(index, ids, params, count, set(), None) for index, ids in enumerate(prompts)]
+    times, logits = [], []
+    with Runner(paged.model, sequences, Room(paged.ledger, paged.pager), paged.pager) as runner:
+        for number in range(count):
+            began = time.perf_counter()
+            logits_BV = runner.decode(sequences) if number else runner.prefill(sequences)
+            times.append(time.perf_counter() - began)
+            for sequence, logits_V in zip(sequences, logits_BV, strict=True):
+                given = request["next"]
+                sequence.accept(sequence.choose(logits_V) if given is None else given[sequence.index][number])
+            logits.append(logits_BV.float())
+    return times, torch.stack(logits)
+
+
+def _size(stored: StoredModel, request: dict[str, Any]) -> ModelSizes:
+    disk = Disk()
+    try:
+        return size_model(stored, stored.dtype, len(request["prompts"][0]), disk)
+    finally:
+        disk.close()
+
+
+def _disk_rate(stored: StoredModel) -> float:
+    layout, pages = lay_out_pages(stored, stored.dtype)
+    disk = Disk()
+    try:
+        return measure_disk_rate([page for each in pages.values() for page in each], layout, disk, seconds=1.0)
+    finally:
+        disk.close()
+
+
+if __name__ == "__main__":
+    main()

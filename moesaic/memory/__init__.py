@@ -1,0 +1,1 @@
+"""Expert pages and the tiers they move between."""
