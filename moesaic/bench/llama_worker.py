@@ -3,12 +3,13 @@
 It reads one JSON object from standard input and answers with one:
 
     {"model": GGUF FILE, "prompts": [[ID, ...], ...], "new_tokens": N, "threads": N, "rounds": N, "mmap": true or false,
-     "logits": FILE or null}
+     "next": [[ID, ...], ...] or null, "logits": FILE or null}
     {"version": ..., "load_s": ..., "prefill_s": [...], "steps_s": [[...], ...], "tokens": [[ID, ...], ...]}
 
 The prompts, all of one length, are the sequences of a batch. A round starts from an empty cache: `prefill_s` is the
-time until the first token of each sequence, `steps_s` holds those of the further N - 1. Tokens are the likeliest ones;
-`logits` of the first round are saved as an array [N, B, V]. Without `mmap` all weights are read at the start.
+time until the first token of each sequence, `steps_s` holds those of the further N - 1. `next` holds what follows each
+prompt; where it is null, the likeliest tokens do. These are told in any case, and `logits` of the first round saved as
+an array [N, B, V]. Without `mmap` all weights are read at the start.
 """
 
 import json
@@ -95,6 +96,8 @@ def main() -> None:
             times.append(time.perf_counter() - began)
             start += len(next_tokens[0])
             next_tokens = logits_BV.argmax(1, keepdims=True).tolist()
+            if request["next"] is not None:
+                next_tokens = [row[len(times) - 1 : len(times)] for row in request["next"]]
             logits.append(logits_BV)
         answer["prefill_s"].append(times[0])
         answer["steps_s"].append(times[1:])

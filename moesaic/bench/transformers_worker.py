@@ -3,7 +3,7 @@
 It reads one JSON object from standard input and answers with one, as `llama_worker.py` does:
 
     {"model": HUGGING FACE FOLDER, "prompts": [[ID, ...], ...], "new_tokens": N, "threads": N, "rounds": N,
-     "offload": {"cpu_bytes": N, "folder": FOLDER} or null, "logits": FILE or null}
+     "next": [[ID, ...], ...] or null, "offload": {"cpu_bytes": N, "folder": FOLDER} or null, "logits": FILE or null}
 
 With `offload` accelerate keeps as many weights in memory as fit `cpu_bytes`, and reads the others from disk each time.
 """
@@ -31,16 +31,18 @@ def load(request: dict[str, Any]) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(request["model"], **options).eval()
 
 
-def generate(model: Any, prompts_BS: Tensor, new_tokens: int) -> tuple[list[float], Tensor]:
+def generate(model: Any, request: dict[str, Any]) -> tuple[list[float], Tensor]:
     """Return the seconds of each pass, the prompts' first, and the logits [N, B, V]."""
-    ids_BS, cache = prompts_BS, None
+    ids_BS, cache = torch.tensor(request["prompts"]), None
     times, logits = [], []
-    for _ in range(new_tokens):
+    for number in range(request["new_tokens"]):
         began = time.perf_counter()
         output = model(ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits_BV, cache = output.logits[:, -1], output.past_key_values
         ids_BS = logits_BV.argmax(1, keepdim=True)
         times.append(time.perf_counter() - began)
+        if request["next"] is not None:
+            ids_BS = torch.tensor(request["next"])[:, number : number + 1]
         logits.append(logits_BV.float())
     return times, torch.stack(logits)
 
@@ -53,9 +55,7 @@ def main() -> None:
     began = time.perf_counter()
     model = load(request)
     load_s = time.perf_counter() - began
-    rounds = [
-        generate(model, torch.tensor(request["prompts"]), request["new_tokens"]) for _ in range(request["rounds"])
-    ]
+    rounds = [generate(model, request) for _ in range(request["rounds"])]
     first = rounds[0][1]
     if request["logits"] is not None:
         np.save(request["logits"], first.numpy())

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from moesaic.cli.output import error_console, print_json
+from moesaic.cli.output import error_console, print_json, progress_bar
 from moesaic.errors import ConfigError
 from moesaic.flush import replace_text
 
@@ -56,6 +56,37 @@ def bench_ops(
         )
     result["command"] = f"moesaic bench ops --repeats {repeats}" + (f" --case '{case}'" if case else "")
     _print_ops(result)
+    _give(result, out)
+
+
+@bench_app.command("infer")
+def bench_infer(
+    repeats: int = typer.Option(1, min=1, help="Processes of each program; medians are taken."),
+    out: Path | None = _OUT,
+    case: list[str] = typer.Option([], help="Only this one; may be given again. Default: all."),
+    trace: Path | None = typer.Option(None, help="A recorded routing, JSON lines, for the traced cases."),
+    steps: int = typer.Option(24, min=4, help="Tokens that are generated in each case."),
+    cache: Path = typer.Option(Path("bench-models"), help="Where the 14 GB model and its copy for llama.cpp are made."),
+    peers: Path = typer.Option(".venv-peers", help="The environment that `make peers` makes, for llama.cpp."),
+) -> None:
+    """Generate from a model of OLMoE's size, within 4 GiB and without, beside llama.cpp and transformers."""
+    _check_out(out)
+    from moesaic.bench.generation import make_programs
+    from moesaic.bench.infer import CASES, Work
+    from moesaic.bench.infer import bench_infer as run
+
+    unknown = [name for name in case if name not in CASES]
+    if unknown:
+        raise ConfigError(f"unknown case '{unknown[0]}'", f"accepted: {', '.join(CASES)}")
+    console = error_console()
+    with progress_bar("making the model") as show:
+        programs = make_programs(cache, peers, show)
+    work = Work(programs, trace, repeats, steps)
+    with console.status("") as status:
+        result = run(work, case or list(CASES), status.update)
+    words = "".join(f" --case {name}" for name in case) + (" --trace FILE" if trace else "")
+    result["command"] = f"moesaic bench infer --repeats {repeats} --steps {steps}{words}"
+    _print_infer(result)
     _give(result, out)
 
 
@@ -114,3 +145,29 @@ def _print_ops(result: dict[str, Any]) -> None:
         console.print(each)
     if not str(result["machine"]["deepspeed"])[:1].isdigit():
         console.print(f"DeepSpeed: {result['machine']['deepspeed']}")
+
+
+def _print_infer(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = error_console()
+    table = Table("case", "program", "tokens/s", "prefill s", "hit rate", "share of limit", "disk GB/s")
+    for case in result["cases"]:
+        programs = {name: case[name] for name in ("moesaic", "llama", "transformers") if name in case}
+        for name, rates in (programs or {"moesaic": case}).items():
+            if "refused" in rates:
+                table.add_row(case["name"], name, rates["refused"])
+                continue
+            keys = ("tokens_per_s", "prefill_s", "hit_rate", "share_of_limit", "disk_gb_per_s")
+            cells = [rates.get(key) for key in keys]
+            table.add_row(case["name"], name, *(f"{cell:.3g}" if isinstance(cell, float) else "" for cell in cells))
+    targets = Table("case", "figure", "limit", "found", "met", title="targets")
+    for case in result["cases"]:
+        for row in case.get("targets", []):
+            found = "not measured" if row["found"] is None else f"{row['found']:.3g}"
+            targets.add_row(
+                case["name"], row["figure"], f"at {row['at']} {row['limit']:g}", found, "yes" if row["met"] else "no"
+            )
+    for each in (table, targets):
+        each.columns[0].no_wrap = True
+        console.print(each)

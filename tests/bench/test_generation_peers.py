@@ -18,7 +18,7 @@ from tests.models.foreign import build_foreign, save_foreign
 PEERS = Path(__file__).parents[2] / ".venv-peers"
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9, 8, 7, 6, 5, 4, 3]]
 NEW_TOKENS = 4
-REQUEST = {"prompts": PROMPTS, "new_tokens": NEW_TOKENS, "threads": 1, "rounds": 2}
+REQUEST = {"prompts": PROMPTS, "next": None, "new_tokens": NEW_TOKENS, "threads": 1, "rounds": 2}
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 64,
