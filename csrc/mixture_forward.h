@@ -15,9 +15,9 @@ class MixtureForward : Mixture<Isa> {
    public:
     MixtureForward(const MoesaicMixture& mixture, void* scratch)
         : Base(mixture),
-          in_strips(strips_of(D * kSize)),
+          in_strips(m.gate_up == nullptr ? 0 : strips_of(D * kSize)),
           mid_strips(strips_of(F * kSize)),
-          segments(m, Base::rows_together(D * kSize), false),
+          segments(m, Base::rows_together((m.gate_up == nullptr ? F : D) * kSize), false),
           down_segments(m, Base::rows_together(F * kSize), false),
           memory(scratch) {
         gated = memory.template take<>(segments.num_panels() * mid_strips * kPanelStripBytes);
@@ -33,11 +33,12 @@ class MixtureForward : Mixture<Isa> {
 
     void run(T* out) {
         const auto cost = [](const Segment& s) { return Base::strip_cost(s); };
-        Work gate_work(segments, mid_strips * kStripValues / kHalf, num_threads, cost);
+        Work gate_work(segments, m.gate_up == nullptr ? 0 : mid_strips * kStripValues / kHalf, num_threads, cost);
         Work down_work(down_segments, ceil_div(D, kColumns), num_threads, cost);
         T* const to = rows == nullptr ? out : rows;
         run_team(num_threads, [&](int i) {
             Isa::begin();
+            if (m.gate_up == nullptr) pack_gated(i);
             gate_work.run(i, [&](int64_t s, int64_t block) { gate_block(gate_work, threads[i], s, block); });
             threads[i].gating.finish();
             barrier();
@@ -100,18 +101,30 @@ class MixtureForward : Mixture<Isa> {
         float* next_sums() { return c + (turn ^= 1) * 2 * kBlock * kBlock; }
     };
 
+    void pack_panel(const Segment& segment, int64_t panel, int64_t width, char* to) const {
+        const char* at[kLanes];
+        const int64_t first = panel * kLanes, left = segment.num_rows - first;
+        const int count = left < kLanes ? int(left) : kLanes;
+        for (int lane = 0; lane < count; ++lane)
+            at[lane] = reinterpret_cast<const char*>(hidden + Base::token_of(segment.first_row + first + lane) * width);
+        Isa::pack_lanes(at, count, width * kSize, to);
+    }
+
     void pack_tokens(Thread& thread, int64_t s) const {
         if (thread.packed == s) return;
-        const Segment& segment = segments[s];
-        for (int64_t panel = 0; panel < segment.num_panels(); ++panel) {
-            const char* at[kLanes];
-            const int64_t first = panel * kLanes, left = segment.num_rows - first;
-            const int count = left < kLanes ? int(left) : kLanes;
-            for (int lane = 0; lane < count; ++lane)
-                at[lane] = reinterpret_cast<const char*>(hidden + Base::token_of(segment.first_row + first + lane) * D);
-            Isa::pack_lanes(at, count, D * kSize, thread.tokens + panel * in_strips * kPanelStripBytes);
-        }
+        for (int64_t panel = 0; panel < segments[s].num_panels(); ++panel)
+            pack_panel(segments[s], panel, D, thread.tokens + panel * in_strips * kPanelStripBytes);
         thread.packed = s;
+    }
+
+    // Where rows come as what down is multiplied with: a thread's share of them, as the gating leaves them.
+    void pack_gated(int thread) const {
+        for (int64_t s = 0; s < down_segments.size(); ++s)
+            for (int64_t panel = 0; panel < down_segments[s].num_panels(); ++panel) {
+                const int64_t index = down_segments[s].first_panel + panel;
+                if (index % team_size() == thread)
+                    pack_panel(down_segments[s], panel, F, gated + index * mid_strips * kPanelStripBytes);
+            }
     }
 
     // A left block of two runs of `count` rows: in place where it fills its tiles, else copied to `room` with zeros around.

@@ -119,6 +119,7 @@ int with_mixture(const MoesaicMixture& given, Body&& body) {
         const Grouped grouped(given);
         if (grouped.status != MOESAIC_OK) return grouped.status;
         if (!has_places(grouped.mixture)) return MOESAIC_BAD_ROUTING;
+        if (given.gate_up == nullptr && grouped.mixture.token_ids != nullptr) return MOESAIC_BAD_ROUTING;
         return with_kernels(given.isa, given.dtype, [&](const Kernels& k) { body(k, grouped.mixture); });
     } catch (const std::bad_alloc&) {
         return MOESAIC_OUT_OF_MEMORY;
@@ -160,12 +161,12 @@ int moesaic_mixture_forward(const MoesaicMixture* mixture, void* out) {
 }
 
 int moesaic_mixture_backward_scratch(const MoesaicMixture* mixture, int64_t* bytes) {
-    if (mixture->rows != nullptr) return MOESAIC_BAD_ROUTING;
+    if (mixture->rows != nullptr || mixture->gate_up == nullptr) return MOESAIC_BAD_ROUTING;
     return with_mixture(*mixture, [&](const Kernels& k, const MoesaicMixture& m) { *bytes = k.backward_scratch(m); });
 }
 
 int moesaic_mixture_backward(const MoesaicMixture* mixture, const MoesaicMixtureGradients* gradients) {
-    if (mixture->rows != nullptr) return MOESAIC_BAD_ROUTING;
+    if (mixture->rows != nullptr || mixture->gate_up == nullptr) return MOESAIC_BAD_ROUTING;
     return with_mixture(*mixture, [&](const Kernels& k, const MoesaicMixture& m) {
         const Working scratch(m.scratch, k.backward_scratch(m));
         k.backward(m, scratch.data(), *gradients);

@@ -15,7 +15,7 @@ extern "C" {
 #define MOESAIC_API __attribute__((visibility("default")))
 
 // Of this file: raised when a function or a struct changes, and asked for by who opens the library.
-#define MOESAIC_INTERFACE 3
+#define MOESAIC_INTERFACE 4
 MOESAIC_API int moesaic_interface(void);
 
 enum { MOESAIC_FLOAT32 = 0, MOESAIC_BFLOAT16 = 1 };
@@ -41,7 +41,7 @@ typedef struct {
     const int64_t* expert_ids; // [T, N / T] the experts of each token, in place of the four before, which are then null
     const float* weights;      // [N] weight of each pair; null where rows are not summed
     const void* hidden;        // [T, D]
-    const void* gate_up;       // [S, 2F, D] gate rows, then up rows
+    const void* gate_up;       // [S, 2F, D] gate rows, then up rows; null: a grouped product, see below
     const void* down;          // [S, D, F]
     void* gate_up_rows;        // [N, 2F] products before the gating, kept for the backward pass; null: not kept
     void* scratch;             // 64-byte aligned, as large as `..._scratch` says; null: the call takes its own
@@ -54,7 +54,8 @@ typedef struct {
 } MoesaicMixture;
 
 // out [T, D] = sum over a token's pairs of weight * down(silu(gate(x)) * up(x)); without token_ids [N, D], the rows.
-// With `rows`, out may be null: nothing is summed.
+// With `rows`, out may be null: nothing is summed. Without gate_up and token_ids hidden is [N, F], and out [N, D] the rows
+// of each expert times its down, transposed: a grouped product, which has no backward pass.
 MOESAIC_API int moesaic_mixture_forward_scratch(const MoesaicMixture* mixture, int64_t* bytes);
 MOESAIC_API int moesaic_mixture_forward(const MoesaicMixture* mixture, void* out);
 

@@ -11,14 +11,14 @@ namespace {
 struct Routing {
     std::vector<int64_t> counts{3, 1}, token_ids{0, 1, 2, 1}, inverse{0, 1, 3, 2}, starts{0, 1, 3};
     int64_t num_tokens = 3, num_rows = 4;
-    bool has_tokens = true;
+    bool has_tokens = true, has_gate_up = true;
     std::vector<int64_t> expert_ids;  // in place of the rest, if there are any, or room for some
     std::vector<int64_t> places;      // none: every expert is in its own
     int64_t num_slots = 0;
     bool has_rows = false;
     int isa = 0, dtype = MOESAIC_FLOAT32;
 
-    // What all four functions answer, which has to be the same, but for rows, which backward has no use for.
+    // What all four functions answer, which has to be the same, but for rows and products, which have no backward pass.
     int ask() const {
         const std::vector<float> numbers(64, 1.0f);
         MoesaicMixture m = {};
@@ -28,17 +28,19 @@ struct Routing {
         if (has_tokens) m.token_ids = token_ids.data(), m.inverse = inverse.data(), m.starts = starts.data();
         if (has_tokens) m.weights = numbers.data();
         if (expert_ids.data() != nullptr) m.expert_ids = expert_ids.data(), m.counts = m.token_ids = m.inverse = m.starts = nullptr;
-        m.hidden = m.gate_up = m.down = numbers.data();
+        m.hidden = m.down = numbers.data();
+        if (has_gate_up) m.gate_up = numbers.data();
         if (!places.empty()) m.places = places.data();
         m.num_slots = num_slots;
         std::vector<float> rows(8);
         if (has_rows) m.rows = rows.data();
         const MoesaicMixtureGradients none = {};
         int64_t bytes = -1;
-        if (has_rows) CHECK(moesaic_mixture_backward_scratch(&m, &bytes) == MOESAIC_BAD_ROUTING, "rows are taken");
-        if (has_rows) CHECK(moesaic_mixture_backward(&m, &none) == MOESAIC_BAD_ROUTING, "rows are taken");
+        const bool is_forward = has_rows || !has_gate_up;  // alone
+        if (is_forward) CHECK(moesaic_mixture_backward_scratch(&m, &bytes) == MOESAIC_BAD_ROUTING, "backward answers");
+        if (is_forward) CHECK(moesaic_mixture_backward(&m, &none) == MOESAIC_BAD_ROUTING, "backward answers");
         const int status = moesaic_mixture_forward_scratch(&m, &bytes);
-        if (!has_rows) CHECK(status == moesaic_mixture_backward_scratch(&m, &bytes), "forward answers %d", status);
+        if (!is_forward) CHECK(status == moesaic_mixture_backward_scratch(&m, &bytes), "forward answers %d", status);
         if (status != MOESAIC_OK) {
             CHECK(bytes == -1, "something was written");
             CHECK(status == moesaic_mixture_forward(&m, nullptr), "the size was answered with %d", status);
@@ -92,6 +94,8 @@ int main() {
     check("rows without tokens", bad, [](Routing& r) { r.num_tokens = 0; });
     check("plain rows", MOESAIC_OK, [](Routing& r) { r.has_tokens = false, r.num_tokens = 4; });
     check("plain rows that are no rows", bad, [](Routing& r) { r.has_tokens = false; });
+    check("a product", MOESAIC_OK, [](Routing& r) { r.has_tokens = r.has_gate_up = false, r.num_tokens = 4; });
+    check("a product of tokens", bad, [](Routing& r) { r.has_gate_up = false; });
     check("expert ids", MOESAIC_OK, [](Routing& r) { r.expert_ids = {1, 0, 0, 1, 0, 1}, r.num_rows = 6; });
     check("expert id below", bad, [](Routing& r) { r.expert_ids = {1, 0, 0, -1, 0, 1}, r.num_rows = 6; });
     check("expert id beyond", bad, [](Routing& r) { r.expert_ids = {1, 0, 0, 2, 0, 1}, r.num_rows = 6; });

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from moesaic.checkpoint.load import choose_dtype, read_parameters
 from moesaic.checkpoint.page_index import lay_out_record
@@ -117,11 +118,14 @@ def open_paged_model(
 
 
 def _dispatch(model: LanguageModel, pager: Pager) -> None:
-    """Let every mixture take its experts from a pager."""
+    """Let every mixture take its experts from a pager, and tell nothing that generating has no use for."""
     mixtures = list(model.moe_layers().items())
     following = [None if model.config.pregated else (layer, moe.router) for layer, moe in mixtures[1:]]
     for (layer, moe), next_one in zip(mixtures, [*following, None], strict=True):
         moe.dispatcher = PagedDispatcher(pager, layer, next_one)
+        moe.observed = False
+        if moe.router.weight.dtype.itemsize < 4:  # it computes in float32: widened once instead of for each token
+            moe.router.weight = nn.Parameter(moe.router.weight.float(), requires_grad=False)
 
 
 def lay_out_pages(stored: StoredModel, kept: torch.dtype) -> tuple[PageLayout, dict[int, list[Page]]]:

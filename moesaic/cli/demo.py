@@ -7,7 +7,7 @@ import typer
 
 from moesaic.cli.output import error_console
 from moesaic.errors import EXIT_INTERRUPTED
-from moesaic.units import format_count, format_seconds
+from moesaic.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,11 +42,11 @@ def demo(
     out: Path = typer.Option(Path("runs/demo"), help="The run folder."),
     steps: int = typer.Option(1000, min=1, help="Training steps; fewer end sooner and learn less."),
 ) -> None:
-    """Train a small mixture of experts on Python's own library, look at it, and generate code."""
+    """Train a small mixture of experts on Python's own library, look at it, generate code, and page its experts."""
     config = demo_recipe(out, steps)
     console = error_console()
     console.print(
-        "[bold]1/3[/bold] train a mixture of experts on the source text of this Python's library", markup=True
+        "[bold]1/4[/bold] train a mixture of experts on the source text of this Python's library", markup=True
     )
     from moesaic.train.finish import write_run_report
     from moesaic.train.run import train
@@ -55,14 +55,17 @@ def demo(
     if outcome.interrupted is not None:
         raise typer.Exit(EXIT_INTERRUPTED)
     summary = outcome.summary
-    console.print("\n[bold]2/3[/bold] what it learnt", markup=True)
+    console.print("\n[bold]2/4[/bold] what it learnt", markup=True)
     _print_losses(console, summary)
-    console.print("\n[bold]3/3[/bold] generate code with it", markup=True)
-    summary["samples"] = _samples(outcome.folder.path)
+    console.print("\n[bold]3/4[/bold] generate code with it", markup=True)
+    summary["samples"], _ = _samples(outcome.folder.path)
     for sample in summary["samples"]:
         console.print(sample["prompt"], style="bold", end="")
         console.print(sample["text"])
         console.print("")
+    console.print("[bold]4/4[/bold] generate the same with a third of its weights in memory", markup=True)
+    summary["paging"] = _page(outcome.folder.path, summary["samples"])
+    _print_paging(console, summary["paging"])
     write_run_report(outcome.folder, config, summary)
     _print_next(console, outcome.folder.path)
 
@@ -78,17 +81,44 @@ def _print_losses(console: "Console", summary: dict[str, Any]) -> None:
         console.print(f"  held-out loss, {name:<10}  {loss:.3f} nats a token")
 
 
-def _samples(folder: Path) -> list[dict[str, str]]:
+def _samples(folder: Path, memory: int | None = None) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Return answers to the prompts, and what the experts did meanwhile."""
     from moesaic.infer.engine import LLM
 
-    llm = LLM(folder)
+    llm = LLM(folder, memory=memory)
     completions = llm.generate(list(PROMPTS), max_tokens=60, temperature=0.7, top_p=0.95, seed=1)
-    return [{"prompt": prompt, "text": each.text} for prompt, each in zip(PROMPTS, completions, strict=True)]
+    samples = [{"prompt": prompt, "text": each.text} for prompt, each in zip(PROMPTS, completions, strict=True)]
+    stats = llm.stats()
+    llm.close()
+    return samples, stats
+
+
+def _page(folder: Path, expected: list[dict[str, str]]) -> dict[str, Any]:
+    """Generate with a third of the weights in memory, and compare."""
+    from moesaic.checkpoint.folder import find_model
+    from moesaic.checkpoint.inspect import inspect_checkpoint
+    from moesaic.infer.plan import budget_for_weights
+
+    whole_bytes = inspect_checkpoint(folder)["total_bytes"]
+    samples, stats = _samples(folder, budget_for_weights(find_model(folder), whole_bytes // 3))
+    assert samples == expected, "paging changes no result"
+    holdings = stats["holdings_bytes"]
+    weight_bytes = holdings["dense core"] + holdings["expert pages"]
+    return {"whole_bytes": whole_bytes, "weight_bytes": weight_bytes, **stats}
+
+
+def _print_paging(console: "Console", paging: dict[str, Any]) -> None:
+    console.print(
+        f"{format_bytes(paging['whole_bytes'])} of weights, {format_bytes(paging['weight_bytes'])} of them in memory: "
+        f"{paging['slots']} of {paging['pages']} experts; {paging['hit_rate']:.0%} of those needed were there"
+    )
+    console.print("the same text, to the last character\n")
 
 
 def _print_next(console: "Console", folder: Path) -> None:
     console.print("[bold]Next[/bold]", markup=True)
     console.print(f"  look      open {folder / 'report.html'} in a browser")
     console.print(f'  generate  moesaic generate {folder} "def main(" --temperature 0.7')
+    console.print(f"  page      moesaic plan {folder} --memory 600MB")
     console.print(f"  exchange  transformers.AutoModelForCausalLM.from_pretrained('{folder / 'model'}')")
     console.print("  train     moesaic train recipes/tiny.toml --set data.source=YOUR_FOLDER --set train.out=runs/mine")

@@ -99,6 +99,26 @@ def plan_inference(
     }
 
 
+def budget_for_weights(folder: Path, weight_bytes: int, dtype: str | None = None) -> int:
+    """Return the budget within which the weights in memory, dense core and pages, take about so many bytes.
+
+    The dense core and the experts of one token are there in any case.
+
+    Args:
+        folder: of `find_model`.
+        weight_bytes: of all weights in memory.
+        dtype: as for `load_model`.
+    """
+    stored = open_model(folder)
+    disk = Disk()
+    try:
+        sizes = size_model(stored, choose_dtype(dtype) or stored.dtype, 1, disk)
+    finally:
+        disk.close()
+    most = max(0, weight_bytes - sizes.fixed["dense core"]) // max(1, sizes.page_bytes)
+    return sizes.budget_for(min(sizes.num_pages, max(sizes.experts_per_token, most)))
+
+
 def size_model(stored: StoredModel, kept: torch.dtype, prompt_tokens: int, disk: Disk) -> ModelSizes:
     """Return what a stored model asks for, with weights of dtype `kept`, and what a prompt of so many tokens does."""
     config, model = stored.model.config, stored.model

@@ -2,13 +2,13 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from moesaic.config.model import ModelConfig
 from moesaic.nn.cache import KVCache
 from moesaic.nn.decoder import Decoder, DecoderOutput
 from moesaic.nn.linear import Linear
 from moesaic.nn.moe.layer import MoELayer
+from moesaic.ops.linear import linear
 from moesaic.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -40,7 +40,7 @@ class LanguageModel(nn.Module):
         """Map hidden states [..., D] to logits [..., V], in the dtype of the hidden states."""
         if self.head is not None:
             return self.head(hidden)
-        return functional.linear(hidden, self.decoder.embedding.weight.to(hidden.dtype))
+        return linear(hidden, self.decoder.embedding.weight.to(hidden.dtype))
 
     def cross_entropy_sum(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
         """Return the summed cross-entropy of labels, in nats, without the logits; labels of -100 count nowhere."""

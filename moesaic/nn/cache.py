@@ -33,8 +33,12 @@ class KVCache:
 
     def write(self, layer: int, positions_BS: Tensor, key_BSGC: Tensor, value_BSGC: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values at their positions; return all up to the last one, each [B, G, Z, C]."""
-        rows_B1 = torch.arange(len(positions_BS)).unsqueeze(1)
-        self.keys[layer][rows_B1, :, positions_BS] = key_BSGC
-        self.values[layer][rows_B1, :, positions_BS] = value_BSGC
         last = int(positions_BS.max()) + 1
+        if len(positions_BS) == 1 and positions_BS.shape[1] == 1:  # one place needs no index
+            self.keys[layer, 0, :, last - 1] = key_BSGC[0, 0]
+            self.values[layer, 0, :, last - 1] = value_BSGC[0, 0]
+        else:
+            rows_B1 = torch.arange(len(positions_BS)).unsqueeze(1)
+            self.keys[layer][rows_B1, :, positions_BS] = key_BSGC
+            self.values[layer][rows_B1, :, positions_BS] = value_BSGC
         return self.keys[layer, :, :, :last], self.values[layer, :, :, :last]

@@ -1,7 +1,8 @@
 """Linear maps whose weights may be kept wider than the activations."""
 
 from torch import Tensor, nn
-from torch.nn import functional
+
+from moesaic.ops.linear import linear
 
 
 class Linear(nn.Linear):
@@ -9,5 +10,4 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return functional.linear(x, self.weight.to(x.dtype), bias)
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))

@@ -64,6 +64,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "mix_experts": (_COMPILED_MIXTURE, _TRITON_MIXTURE, _TORCH),
     "mix_experts_quantised": (_COMPILED_MIXTURE, _TORCH),
     "mix_in_waves": (_COMPILED_MIXTURE, _TORCH),
+    "linear": (_COMPILED_MIXTURE, _TORCH),
 }
 
 

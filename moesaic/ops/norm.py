@@ -18,17 +18,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         The shape and dtype of x.
     """
+    if not torch.is_grad_enabled():  # what torch does around a function with a gradient costs one row most of its time
+        return _scale(x, weight, eps)[0]
     return _RmsNorm.apply(x, weight, eps)
+
+
+def _scale(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the scaled rows, and what each was multiplied with, [..., 1]."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean_square = torch.linalg.vecdot(wide, wide).div_(x.shape[-1])
+    inverse = mean_square.add_(eps).rsqrt_().unsqueeze(-1)
+    return (wide * inverse).to(x.dtype) * weight.to(x.dtype), inverse
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean_square = torch.linalg.vecdot(wide, wide).div_(x.shape[-1])
-        inverse = mean_square.add_(eps).rsqrt_().unsqueeze(-1)
+        scaled, inverse = _scale(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).to(x.dtype) * weight.to(x.dtype)
+        return scaled
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]

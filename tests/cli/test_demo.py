@@ -22,7 +22,16 @@ def test_demo_trains_generates_and_names_next_commands_that_work_when_run(
     folder = tmp_path / "demo"
     answer = cli("demo", "--steps", 2, "--out", folder)
     assert (answer.code, answer.out) == (0, "")
-    for part in ("1/3", "2/3", "3/3", "held-out loss, bigram", "held-out loss, this model", "def __init__(self, "):
+    for part in (
+        "1/4",
+        "2/4",
+        "3/4",
+        "4/4",
+        "the same text, to the last character",
+        "held-out loss, bigram",
+        "held-out loss, this model",
+        "def __init__(self, ",
+    ):
         assert part in answer.err, part
     assert "def __init__(self, " in (folder / "report.html").read_text()
 

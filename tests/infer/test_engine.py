@@ -281,6 +281,6 @@ def test_checkpoint_of_a_run_is_read_with_the_tokenizer_of_the_run_when_given(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_weights_have_the_dtype_that_is_asked_for_when_loaded(dtype: str, ids_folder: Path) -> None:
     llm = LLM(ids_folder, dtype=dtype)
-    held = [parameter for parameter in llm.model.parameters() if not parameter.is_meta]
+    held = [each for name, each in llm.model.named_parameters() if not each.is_meta and "router" not in name]
     assert {str(parameter.dtype) for parameter in held} == {f"torch.{dtype}"}
     assert len(llm.generate(PROMPTS, max_tokens=3)) == len(PROMPTS)

@@ -21,19 +21,24 @@ class MoEOutput:
 
     Attributes:
         hidden_BSD: the output; zero at padding.
-        losses: unscaled auxiliary losses by name, 'balance_loss' and 'z_loss'.
-        load: choices per expert.
+        losses: unscaled auxiliary losses by name, 'balance_loss' and 'z_loss'; none where nobody observes.
+        load: choices per expert; None where nobody observes.
         next_routing: the same tokens' choice in the next mixture, if that was asked for.
     """
 
     hidden_BSD: Tensor
     losses: dict[str, Tensor]
-    load: ExpertLoad
+    load: ExpertLoad | None
     next_routing: Routing | None = None
 
 
 class MoELayer(nn.Module):
-    """A mixture of experts in place of a dense MLP."""
+    """A mixture of experts in place of a dense MLP.
+
+    Attributes:
+        dispatcher: which has the experts computed.
+        observed: whether losses and load are told. For one token they cost as much as its attention.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -41,6 +46,7 @@ class MoELayer(nn.Module):
         self.router = Router(config)
         self.experts = Experts(config.num_experts, config.hidden_size, config.expert_width)
         self.dispatcher: Dispatcher = LocalDispatcher()
+        self.observed = True
         shared_width = config.shared_expert_intermediate_size
         self.shared = GatedMlp(config.hidden_size, shared_width) if shared_width else None
         self.shared_gate = Linear(config.hidden_size, 1, bias=False) if config.shared_expert_gate else None
@@ -75,8 +81,10 @@ class MoELayer(nn.Module):
 
         if valid_T is not None:
             mixed_TD = torch.zeros_like(flat_TD).index_put((valid_T,), mixed_TD)
-        losses = self._losses(routing, hidden_BSD, valid_T)
-        return MoEOutput(mixed_TD.view_as(hidden_BSD), losses, self._load(routing), next_routing)
+        mixed_BSD = mixed_TD.view_as(hidden_BSD)
+        if not self.observed:
+            return MoEOutput(mixed_BSD, {}, None, next_routing)
+        return MoEOutput(mixed_BSD, self._losses(routing, hidden_BSD, valid_T), self._load(routing), next_routing)
 
     def route_early(self, hidden_TD: Tensor) -> Routing:
         """Choose for tokens that come later, and let the dispatcher expect them."""

@@ -9,6 +9,7 @@ from moesaic.memory.pager import PageError, Pager
 from moesaic.nn.moe.experts import Experts
 from moesaic.nn.moe.router import Router, Routing
 from moesaic.ops.paged_mixture import mix_in_waves
+from moesaic.ops.permutation import Permutation
 from moesaic.ops.permute import group_by_expert
 from moesaic.ops.quant import QuantisedExperts
 
@@ -45,15 +46,19 @@ class PagedDispatcher:
         Raises:
             PageError: a page cannot be read.
         """
-        permutation = group_by_expert(
-            routing.token_ids_N, routing.expert_ids_N, len(hidden_TD), self._pager.num_experts(self._layer)
-        )
         tokens, chosen = routing.token_ids_N.tolist(), routing.expert_ids_N.tolist()
+        pairs: Permutation | Tensor
+        if len(hidden_TD) == 1:  # all pairs are this token's, and need no grouping
+            weights, pairs = routing.weights_N.unsqueeze(0), routing.expert_ids_N.unsqueeze(0)
+        else:
+            num_experts = self._pager.num_experts(self._layer)
+            weights = routing.weights_N
+            pairs = group_by_expert(routing.token_ids_N, routing.expert_ids_N, len(hidden_TD), num_experts)
         recent = choices_of_last(tokens, chosen, self._pager.step_lengths)
         waves = self._pager.waves(self._layer, sorted(set(chosen)), recent)
         self._guess(hidden_TD)
         try:
-            return mix_in_waves(hidden_TD, routing.weights_N, self._slots(experts), permutation, waves)
+            return mix_in_waves(hidden_TD, weights, self._slots(experts), pairs, waves)
         except PageError as failure:
             failure.tokens = [token for token, expert in zip(tokens, chosen, strict=True) if expert == failure.expert]
             raise
