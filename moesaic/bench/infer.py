@@ -193,25 +193,29 @@ def _middle(values: list[Any]) -> Any:
 
 
 def _against_limits(answer: Answer) -> Report:
-    """Return the rates of ours, and what of the limit 1 / max(A / B_mem, m X / B_disk) they reach."""
+    """Return the rates of ours, and what of the limit 1 / max(A / B_mem, m X / B_disk) the steps after the first reach.
+
+    m X is what the experts take that were not there when their router had spoken, of all sequences together.
+    """
     values, rates = answer.values, rates_of(answer)
-    before, after = values["stats"][0], values["stats"][-1]
-    asked = after["hits"] + after["misses"] - before["hits"] - before["misses"]
-    hit_rate = (after["hits"] - before["hits"]) / asked
+    before, after = values["stats"][1:3]
+    steps = len(values["steps_s"][0])
+    hits, misses = (after[key] - before[key] for key in ("hits", "misses"))
     sizes, disk = values["sizes"], max(values["disk_gb_per_s"])
     memory_s = sizes["memory_bytes_per_token"] / 1e9 / values["memory_gb_per_s"]
-    disk_s = (1 - hit_rate) * sizes["disk_bytes_per_token"] / 1e9 / disk
+    disk_s = misses / max(1, steps) * sizes["stored_page_bytes"] / 1e9 / disk
+    limit_s = max(memory_s, disk_s)
     return {
         **rates,
-        "hit_rate": round(hit_rate, 4),
+        "hit_rate": round(hits / max(1, hits + misses), 4),
         "slots": after["slots"],
         "stall_s": round(after["stall_seconds"] - before["stall_seconds"], 3),
-        "bytes_read": after["bytes_read"] - before["bytes_read"],
+        "gb_read": round((after["bytes_read"] - before["bytes_read"]) / 1e9, 3),
         "guesses": [after["guesses_right"], after["guesses_wrong"]],
         "disk_gb_per_s": round(disk, 3),
         "memory_gb_per_s": round(values["memory_gb_per_s"], 2),
-        "limit_step_s": round(max(memory_s, disk_s), 4),
-        "share_of_limit": round(max(memory_s, disk_s) / rates["mean_step_s"], 3),
+        "limit_step_s": round(limit_s, 4),
+        "share_of_limit": round(limit_s / rates["mean_step_s"], 3) if steps else None,
     }
 
 

@@ -11,7 +11,7 @@ It reads one JSON object from standard input and answers with one:
 `resident` asks for as much memory as holds this share of the experts, in place of `memory`. With a `trace` each token
 takes the experts of a line of it, in turn, whatever its router says. `next` holds the tokens that follow each prompt,
 the model's own where it is null: a model of random weights repeats itself, and so would the experts it needs. `stats`
-are those before the first round and after each. `sizes` are those of `ModelSizes`.
+are those before the first round, then after the first and the last pass of each. `sizes` are those of `ModelSizes`.
 """
 
 import json
@@ -65,10 +65,10 @@ def main() -> None:
     }
     with replay_routing(paged.model, request["trace"]):
         for number in range(request["rounds"]):
-            times, logits = _generate(paged, request)
+            times, logits, stats = _generate(paged, request)
             answer["prefill_s"].append(times[0])
             answer["steps_s"].append(times[1:])
-            answer["stats"].append(paged.stats())
+            answer["stats"] += stats
             if number == 0:
                 answer["tokens"] = logits.argmax(2).T.tolist()
                 if request["logits"] is not None:
@@ -87,12 +87,12 @@ def main() -> None:
     print(json.dumps(answer))
 
 
-def _generate(paged: PagedModel, request: dict[str, Any]) -> tuple[list[float], Tensor]:
-    """Return the seconds of each pass, the prompts' first, and the logits [N, B, V]."""
+def _generate(paged: PagedModel, request: dict[str, Any]) -> tuple[list[float], Tensor, list[dict[str, Any]]]:
+    """Return each pass's seconds, the prompts' first, logits [N, B, V], and the counts after the first and the last."""
     prompts, count = request["prompts"], request["new_tokens"]
     params = SamplingParams(max_tokens=count, ignore_eos=True)
     sequences = [Sequence(index, ids, params, count, set(), None) for index, ids in enumerate(prompts)]
-    times, logits = [], []
+    times, logits, stats = [], [], []
     with Runner(paged.model, sequences, Room(paged.ledger, paged.pager), paged.pager) as runner:
         for number in range(count):
             began = time.perf_counter()
@@ -102,7 +102,9 @@ def _generate(paged: PagedModel, request: dict[str, Any]) -> tuple[list[float], 
                 given = request["next"]
                 sequence.accept(sequence.choose(logits_V) if given is None else given[sequence.index][number])
             logits.append(logits_BV.float())
-    return times, torch.stack(logits)
+            if number in (0, count - 1):
+                stats.append(paged.stats())
+    return times, torch.stack(logits), [stats[0], stats[-1]]
 
 
 def _size(stored: StoredModel, request: dict[str, Any]) -> ModelSizes:

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from moesaic.checkpoint.export import export_model
+from moesaic.checkpoint.export import export_tensors
 from moesaic.checkpoint.folder import find_model, find_tokenizer
-from moesaic.checkpoint.load import choose_dtype, load_model
+from moesaic.checkpoint.load import choose_dtype, read_each
 from moesaic.checkpoint.page_index import PageIndex
 from moesaic.checkpoint.repack import Progress, repack_model
+from moesaic.checkpoint.stored import open_model
+from moesaic.memory.disk import Disk
 
 
 def convert_to_hf(source: str, target: Path, dtype: str | None) -> bool:
@@ -20,9 +22,17 @@ def convert_to_hf(source: str, target: Path, dtype: str | None) -> bool:
         ConfigError: unknown dtype, or a value in the configuration that is not accepted.
         UnsupportedError: a family or feature that is not supported, or experts of a few bits.
     """
-    choose_dtype(dtype)
+    asked = choose_dtype(dtype)
     folder = find_model(source)
-    return export_model(load_model(folder, dtype), target, tokenizer=find_tokenizer(folder))
+    stored = open_model(folder)
+    stored.check_exact()
+    kept = asked or stored.dtype
+    disk = Disk()
+    try:
+        parameters = read_each(stored, kept, disk)
+        return export_tensors(stored.model.config, parameters, kept, target, find_tokenizer(folder))
+    finally:
+        disk.close()
 
 
 def convert_to_moesaic(

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from moesaic.checkpoint.atomic import atomic_folder, write_tensors
 from moesaic.checkpoint.folder import CONFIG, INDEX, WEIGHTS
 from moesaic.checkpoint.mapping import source_choices
+from moesaic.config.model import ModelConfig
 from moesaic.errors import CheckpointError
 from moesaic.models.config_json import write_config
 from moesaic.models.model import LanguageModel
@@ -46,23 +47,42 @@ def export_model(
     Raises:
         CheckpointError: the folder cannot be written, or holds more than a model; an earlier one stays whole.
     """
-    _check_replaceable(folder)
     dtype = dtype or next(model.parameters()).dtype
-    config: dict[str, Any] = write_config(model.config, str(dtype).removeprefix("torch."))
+    return export_tensors(model.config, model.state_dict().items(), dtype, folder, tokenizer, shard_bytes)
+
+
+def export_tensors(
+    model: ModelConfig,
+    parameters: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    folder: Path,
+    tokenizer: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> bool:
+    """Do as `export_model` with parameters that come one after another; one file of them is in memory.
+
+    Args:
+        model: what they are of.
+        parameters: all of its state, by our names, in any order.
+        dtype, folder, tokenizer, shard_bytes: as for `export_model`.
+    """
+    _check_replaceable(folder)
+    config: dict[str, Any] = write_config(model, str(dtype).removeprefix("torch."))
     family = FAMILIES.get(config["model_type"])
     with atomic_folder(folder) as target:
         write_settings(target, config, tokenizer)
         index: dict[str, str] = {}
-        shards = _shards(_foreign_tensors(model, family, dtype), shard_bytes)
-        for number, tensors in enumerate(shards):
+        total_bytes = 0
+        for number, tensors in enumerate(_shards(_foreign_tensors(parameters, family, dtype), shard_bytes)):
             file = f"model-{number + 1:05d}.safetensors"
             write_tensors(target / file, tensors, {"format": "pt"})
             index |= dict.fromkeys(tensors, file)
+            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
         if len(set(index.values())) == 1:
             (target / file).rename(target / WEIGHTS)
         else:
-            total = sum(tensor.numel() for tensor in model.state_dict().values()) * dtype.itemsize
-            (target / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2))
+            content = {"metadata": {"total_size": total_bytes}, "weight_map": index}
+            (target / INDEX).write_text(json.dumps(content, indent=2))
     return family is not None
 
 
@@ -89,10 +109,10 @@ def write_settings(folder: Path, config: dict[str, Any], tokenizer: Path | None)
 
 
 def _foreign_tensors(
-    model: LanguageModel, family: FamilySpec | None, dtype: torch.dtype
+    parameters: Iterable[tuple[str, Tensor]], family: FamilySpec | None, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """Give every stored tensor under the name we write, one expert at a time."""
-    for name, tensor in model.state_dict().items():
+    for name, tensor in parameters:
         source = source_choices(name, tuple(tensor.shape), family)[0]
         wanted = torch.float32 if name.endswith("selection_bias") else dtype
         if source.parts is None:

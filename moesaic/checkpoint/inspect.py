@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.checkpoint.folder import find_model
-from moesaic.checkpoint.stored import open_model
+from moesaic.checkpoint.stored import StoredModel, open_model
+from moesaic.memory.page import stored_bytes
 
 
 def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
@@ -28,7 +29,10 @@ def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
         parameter: sum(stored.stored[each].extent.num_bytes for each in source.names)
         for parameter, source in sources.items()
     }
-    expert_bytes = sum(size for parameter, size in num_bytes.items() if ".moe.experts." in parameter)
+    dense_bytes = sum(num_bytes[parameter] for parameter in opened.dense_names)
+    expert_bytes = sum(num_bytes.values()) - dense_bytes
+    if opened.repacked is not None:
+        expert_bytes = sum(stored_bytes(page) for each in opened.repacked.pages.values() for page in each)
     moe_layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
     total, active = model.num_parameters()
     dtypes = Counter(stored.stored[each].dtype for source in sources.values() for each in source.names)
@@ -43,8 +47,19 @@ def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
         "parameters": total,
         "active_parameters": active,
         "dtype": ", ".join(dtype for dtype, _ in dtypes.most_common()),
-        "total_bytes": sum(num_bytes.values()),
-        "dense_core_bytes": sum(num_bytes.values()) - expert_bytes,
+        "total_bytes": dense_bytes + expert_bytes,
+        "dense_core_bytes": dense_bytes,
         "expert_bytes": expert_bytes,
         "expert_page_bytes": expert_bytes // (moe_layers * config.num_experts) if moe_layers else 0,
+        "experts_as": "tensors" if opened.repacked is None else "records",
+        **_describe_rounding(opened),
     }
+
+
+def _describe_rounding(opened: StoredModel) -> dict[str, Any]:
+    """Return the bits of experts that were rounded, and the least signal to noise of any of them; else nothing."""
+    if opened.repacked is None or opened.bits is None:
+        return {}
+    files = opened.repacked.index.files.values()
+    decibels = [each for file in files for known in file.decibels.values() for each in known if each is not None]
+    return {"expert_bits": opened.bits, "worst_expert_decibels": min(decibels, default=None)}

@@ -1,6 +1,6 @@
 """Reading a checkpoint folder into a model, in place: no conversion, no second copy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -74,6 +74,22 @@ def read_parameters(stored: StoredModel, names: Iterable[str], dtype: torch.dtyp
     for reading in readings:
         reading.wait()
     return weights
+
+
+def read_each(stored: StoredModel, dtype: torch.dtype, disk: Disk) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of a model one after another, as `read_parameters` reads them, by name.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    repacked = stored.repacked
+    stacked = None if repacked is None else read_stacked(repacked.pages, repacked.index.layout, dtype, disk)
+    for name in stored.model.state_dict():
+        if name in stored.sources:
+            yield name, read_parameters(stored, [name], dtype, disk)[name]
+        else:
+            assert stacked is not None, "what has no source is in records"
+            yield next(stacked)
 
 
 def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

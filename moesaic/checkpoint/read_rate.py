@@ -11,12 +11,15 @@ from statistics import median
 
 import torch
 
+from moesaic.checkpoint.folder import find_model
 from moesaic.checkpoint.paged import lay_out_pages
 from moesaic.checkpoint.stored import open_model
 from moesaic.memory.disk import Disk
 from moesaic.memory.page import ALIGNMENT, Extent, Page, Piece, stored_bytes
 from moesaic.memory.probe import measure_disk_rate
 
+# Experts of fewer bytes stay in the page cache.
+_LEAST_BYTES = 2**30
 _TURNS = 5
 _TURN_SECONDS = 0.15
 # Less is lost in what other programs do meanwhile.
@@ -41,19 +44,23 @@ class ReadRates:
         return self.repacked > _LEAST_GAIN * self.in_place
 
 
-def measure_read_rates(folder: Path) -> ReadRates:
+def measure_read_rates(name: str | Path) -> ReadRates | None:
     """Read some experts in both ways, in turns; takes about two seconds.
 
     Args:
-        folder: of `find_model`, of a model with experts that is not repacked.
+        name: as for `load_model`.
+
+    Returns:
+        None for a model that is repacked, or whose experts take less than 1 GiB.
 
     Raises:
         CheckpointError, UnsupportedError, ConfigError: as `open_model`; or a file cannot be read.
     """
-    stored = open_model(folder)
-    assert stored.repacked is None, "what is repacked is read in one way"
+    stored = open_model(find_model(name))
     layout, by_layer = lay_out_pages(stored, stored.dtype)
     pages = [page for each in by_layer.values() for page in each]
+    if stored.repacked is not None or len(pages) * layout.num_bytes < _LEAST_BYTES:
+        return None
     ways = {"in_place": pages, "repacked": [_as_record(page) for page in pages]}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     disk = Disk()
@@ -68,7 +75,7 @@ def measure_read_rates(folder: Path) -> ReadRates:
 
 def _as_record(page: Page) -> Page:
     """Return an aligned run near a page, about as long."""
-    first = min((piece.extent for piece in page), key=lambda extent: extent.offset)
+    first = page[0].extent
     room = first.file.stat().st_size // ALIGNMENT * ALIGNMENT
     num_bytes = min(stored_bytes(page) // ALIGNMENT * ALIGNMENT, room)
     offset = min(first.offset // ALIGNMENT * ALIGNMENT, room - num_bytes)

@@ -54,9 +54,21 @@ def convert(
 
 def _convert_to_moesaic(source: str, target: Path, bits: int | None, dtype: str | None) -> None:
     from moesaic.checkpoint.convert import convert_to_moesaic
+    from moesaic.checkpoint.read_rate import measure_read_rates
 
-    with progress_bar("writing experts") as show:
-        index = convert_to_moesaic(source, target, bits, dtype, show)
+    rates = measure_read_rates(source) if bits is None else None
+    if rates is not None:
+        pays = "" if rates.is_worth else ": records are not worth the space for speed alone"
+        error_console().print(
+            f"experts are read at {format_bytes(rates.in_place)}/s where they are, at {format_bytes(rates.repacked)}/s "
+            f"as records{pays}"
+        )
+    try:
+        with progress_bar("writing experts") as show:
+            index = convert_to_moesaic(source, target, bits, dtype, show)
+    except KeyboardInterrupt:
+        error_console().print("interrupted; the same command goes on where it was")
+        raise
     if index.bits is not None:
         _print_errors(index)
     num_pages = sum(len(file.checksums) for file in index.files.values())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from moesaic.cli.output import error_console, print_json, progress_bar
+from moesaic.cli.output import error_console, print_json
 from moesaic.cli.train import load_run
 from moesaic.errors import ConfigError
 from moesaic.units import format_bytes, format_count, format_seconds, parse_bytes
@@ -80,8 +80,7 @@ def _plan_model(
 ) -> dict[str, Any]:
     from moesaic.infer.plan import plan_inference
 
-    with progress_bar("measuring"):
-        return plan_inference(name, dtype, budget, prompt_tokens, stated)
+    return plan_inference(name, dtype, budget, prompt_tokens, stated)
 
 
 def _print_model(facts: dict[str, Any], console: "Console") -> None:

@@ -7,6 +7,7 @@ import torch
 
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.inspect import inspect_checkpoint
+from moesaic.checkpoint.repack import repack_model
 from moesaic.checkpoint.store import CheckpointStore, Snapshot
 from moesaic.errors import CheckpointError, UnsupportedError
 from moesaic.testing.tiny import tiny_model
@@ -39,7 +40,26 @@ def test_counts_and_bytes_are_those_of_the_shapes_when_a_mixture_is_inspected(
         "dense_core_bytes": size * CORE,
         "expert_bytes": size * LAYERS * EXPERTS * EXPERT,
         "expert_page_bytes": size * EXPERT,
+        "experts_as": "tensors",
     }
+
+
+@pytest.mark.parametrize(("bits", "page_bytes"), [(None, 4096), (8, 16384), (4, 8192)])
+def test_records_are_counted_as_they_lie_when_repacked(bits: int | None, page_bytes: int, tmp_path: Path) -> None:
+    export_model(tiny_model(), tmp_path / "model")
+    index = repack_model(tmp_path / "model", tmp_path / "new", bits)
+    before, after = inspect_checkpoint(tmp_path / "model"), inspect_checkpoint(tmp_path / "new")
+    expected = {
+        "folder": str(tmp_path / "new"),
+        "total_bytes": 4 * CORE + LAYERS * EXPERTS * page_bytes,
+        "expert_bytes": LAYERS * EXPERTS * page_bytes,
+        "expert_page_bytes": page_bytes,
+        "experts_as": "records",
+    }
+    if bits is not None:
+        worst = min(min(each) for file in index.files.values() for each in file.decibels.values())
+        expected |= {"expert_bits": bits, "worst_expert_decibels": worst}
+    assert after == before | expected
 
 
 def test_checkpoint_of_a_run_is_inspected_as_its_export_would_be_when_named(tmp_path: Path) -> None:

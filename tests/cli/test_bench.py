@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moesaic.bench import ops, train
+from moesaic.bench import generation, infer, ops, train
 from tests.cli.command import Run, check_two_lines
 
 DIMS = {"T": 1024, "D": 256, "F": 128, "E": 8, "K": 2}
@@ -82,3 +82,33 @@ def test_bench_is_refused_before_it_measures_when_the_file_cannot_be_written(
     check_two_lines(cli("bench", name, "--out", tmp_path / "none" / "result.json"), "lies in no folder")
     check_two_lines(cli("bench", name, "--out", tmp_path), "is a folder")
     assert measured == []
+
+
+def test_generation_is_measured_as_asked_and_told_in_two_tables_when_benched(
+    cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def run(work: infer.Work, names: list[str], progress: Any) -> dict[str, Any]:
+        asked.append((work.repeats, work.steps, work.trace, names))
+        progress("a case")
+        rates = {"tokens_per_s": 3.25, "prefill_s": 1.5}
+        rows = [{"figure": "moesaic / llama", "at": "least", "limit": 5.0, "found": None, "met": False}]
+        return {
+            "cases": [
+                {"name": "a case", "moesaic": rates, "llama": {"refused": "it is out"}, "targets": rows},
+                {"name": "another", **rates},
+            ]
+        }
+
+    monkeypatch.setattr(infer, "bench_infer", run)
+    monkeypatch.setattr(generation, "make_programs", lambda cache, peers, show: (cache, peers))
+    answer = cli("bench", "infer", "--case", "decode", "--trace", tmp_path / "t", "--steps", 9, "--cache", tmp_path)
+    assert (answer.code, asked) == (0, [(1, 9, tmp_path / "t", ["decode"])])
+    assert json.loads(answer.out)["command"] == "moesaic bench infer --repeats 1 --steps 9 --case decode --trace FILE"
+    for part in ("3.25", "it is out", "at least 5", "not measured", "another"):
+        assert part in answer.err, part
+
+
+def test_generation_is_refused_when_a_case_is_unknown(cli: Run) -> None:
+    check_two_lines(cli("bench", "infer", "--case", "speed"), "unknown case 'speed'")

@@ -46,10 +46,11 @@ COMMANDS = {
         "--json",
     },
     "inspect": {"model", "--json"},
-    "convert": {"source", "target", "--to", "--dtype"},
+    "convert": {"source", "target", "--to", "--bits", "--dtype"},
     "doctor": {"--json"},
     "bench train": {"--repeats", "--out"},
     "bench ops": {"--repeats", "--out", "--case", "--peers"},
+    "bench infer": {"--repeats", "--out", "--case", "--trace", "--steps", "--cache", "--peers"},
 }
 
 

@@ -3,6 +3,8 @@
 import errno
 import os
 import threading
+import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from moesaic.errors import CheckpointError
 from moesaic.memory import disk as disk_room
-from moesaic.memory.disk import Disk
+from moesaic.memory.disk import Disk, Reading
 from moesaic.memory.file import WeightsFile
 from moesaic.memory.page import ALIGNMENT, Extent, Piece
 from tests.memory.made import LAYOUT, holds, write_pages
@@ -216,3 +218,44 @@ def test_one_page_fails_and_others_come_when_the_disk_has_a_bad_place(
     disk.read(pages[1][0], records[1]).wait()
     disk.close()
     assert holds(records[1], 1, 0)
+
+
+def _checked_piece(path: Path, checksum: int, offset: int = ALIGNMENT, num_bytes: int = 3 * ALIGNMENT) -> Piece:
+    return replace(_bytes_piece(path, offset, num_bytes), checksum=checksum)
+
+
+@pytest.mark.parametrize("chunk_bytes", [ALIGNMENT, 2**21])
+def test_damage_is_told_with_file_and_offset_when_a_checksum_differs(
+    content_file: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_room, "_CHUNK_BYTES", chunk_bytes)
+    right = zlib.crc32(CONTENT[ALIGNMENT : 4 * ALIGNMENT])
+    disk, record = Disk(), _aligned(3 * ALIGNMENT)
+    told = rf"content' is damaged: 12288 bytes from byte 4096 on have checksum {right:08x}, {right ^ 1:08x} was written"
+    for _ in range(2):  # it is not taken for whole because it has been read
+        with pytest.raises(CheckpointError, match=told):
+            disk.read((_checked_piece(content_file, right ^ 1),), record).wait()
+    disk.read((_checked_piece(content_file, right),), record).wait()
+    disk.close()
+
+
+def test_end_is_reported_after_the_checksum_is_compared_when_damaged(content_file: Path) -> None:
+    disk, record, seen = Disk(), _aligned(3 * ALIGNMENT), []
+    readings: list[Reading] = []
+    ready = threading.Event()
+
+    def note() -> None:
+        ready.wait()
+        seen.append(readings[0].failure)
+
+    readings.append(disk.read((_checked_piece(content_file, 5),), record, note))
+    ready.set()
+    disk.close()
+    assert isinstance(seen[0], CheckpointError)
+
+
+def test_failure_to_read_is_told_when_there_is_a_checksum_too(tmp_path: Path) -> None:
+    disk = Disk()
+    with pytest.raises(CheckpointError, match="cannot open"):
+        disk.read((_checked_piece(tmp_path / "gone", 5),), _aligned(3 * ALIGNMENT)).wait()
+    disk.close()

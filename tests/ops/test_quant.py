@@ -11,6 +11,7 @@ from moesaic.ops.quant import (
     dequantise,
     integers_of,
     quantise_experts,
+    quantised_shapes,
     signal_to_noise_db,
 )
 
@@ -105,3 +106,12 @@ def test_experts_take_their_bytes_when_widths_are_multiples(bits: int) -> None:
 def test_weights_are_refused_when_they_cannot_be_quantised(gate_up: Tensor, down: Tensor, bits: int, text: str) -> None:
     with pytest.raises(UnsupportedError, match=text):
         quantise_experts(gate_up, down, bits)
+
+
+@each_width
+@pytest.mark.parametrize("widths", [(1, 1), (64, 32), (65, 33), (200, 130)])
+def test_shapes_are_told_beforehand_when_widths_are_known(bits: int, widths: tuple[int, int]) -> None:
+    experts = quantise_experts(*_weights(2, *widths), bits)
+    for field, (shape, dtype) in quantised_shapes(*widths, bits).items():
+        tensor = getattr(experts, field)
+        assert (tensor.shape[1:], tensor.dtype) == (shape, dtype)
