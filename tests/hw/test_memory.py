@@ -1,12 +1,13 @@
 """Free memory, and the limits of control groups that lie on a process."""
 
+import mmap
 from pathlib import Path
 
 import psutil
 import pytest
 
 from moesaic.hw import memory
-from moesaic.hw.memory import available_bytes
+from moesaic.hw.memory import available_bytes, held_bytes
 
 
 @pytest.fixture
@@ -39,3 +40,22 @@ def test_free_memory_is_what_can_be_taken_when_there_are_no_groups(
     monkeypatch.setattr(memory, "_OWN_GROUPS", groups / "none")
     (groups / "memory.max").write_text("4096\n")
     assert available_bytes() > 4096
+
+
+def test_what_is_held_grows_with_memory_and_not_with_mapped_files(tmp_path: Path) -> None:
+    before = held_bytes()
+    block = bytearray(b"x") * 2**26
+    assert 0.9 * 2**26 < held_bytes() - before < 1.5 * 2**26
+    (tmp_path / "file").write_bytes(block)
+    del block
+    before = held_bytes()
+    with (tmp_path / "file").open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert mapped.find(b"y") == -1
+        assert abs(held_bytes() - before) < 2**24
+
+
+def test_resident_memory_is_what_is_held_where_the_system_does_not_tell_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_OWN_STATUS", tmp_path / "none")
+    assert held_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
