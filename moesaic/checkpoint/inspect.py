@@ -16,7 +16,8 @@ def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
         name: as for `load_model`.
 
     Returns:
-        Counts and bytes: the dense core is what every token uses, an expert page is all tensors of one expert.
+        Counts and bytes: the dense core is what every token uses, an expert page is all tensors of one expert, or its
+        record. Of experts that were rounded, their bits, and the `signal_to_noise_db` of the one that lost most.
 
     Raises:
         MoesaicError: as `open_model`.

@@ -87,8 +87,8 @@ class _LayerWriter:
         self._encoder = encoder
         self._disk = disk
         # Records are read as they are, and weights to be rounded to a few bits are not rounded before.
-        is_free = stored.repacked is None and encoder.bits is None
-        self._layout, self._pages = lay_out_pages(stored, kept if is_free else stored.dtype)
+        is_as_stored = stored.repacked is not None or encoder.bits is not None
+        self._layout, self._pages = lay_out_pages(stored, stored.dtype if is_as_stored else kept)
         self._tell = tell
         self._num_written = 0
 

@@ -26,6 +26,7 @@ from moesaic.ops.quant import quantise_experts
 from moesaic.testing.tiny import tiny_model
 from moesaic.tokenizer.bpe import train_bpe
 from tests.checkpoint.stored import read_folder
+from tests.models.foreign import load_foreign
 
 each_bits = pytest.mark.parametrize("bits", [8, 4])
 
@@ -82,6 +83,13 @@ def test_folder_holds_core_and_pages_and_settings_when_repacked(tmp_path: Path) 
     assert _same(
         load_file(tmp_path / "new" / CORE), {name: each for name, each in old.items() if ".experts." not in name}
     )
+
+
+def test_transformers_takes_it_for_no_model_when_repacked(tmp_path: Path) -> None:
+    export_model(tiny_model(), tmp_path / "old")
+    repack_model(tmp_path / "old", tmp_path / "new")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        load_foreign(tmp_path / "new", torch.float32)
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
