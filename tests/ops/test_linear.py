@@ -1,10 +1,13 @@
 """A few rows by a weight: near the oracle, whatever the sizes and the neighbours; torch's for all else."""
 
+import ctypes
+
 import pytest
 import torch
 from torch.nn import functional
 
 from moesaic.ops import linear as linear_room
+from moesaic.ops.cpu import description
 from moesaic.ops.cpu.library import ISA_VARIABLE, NONE, list_instruction_sets
 from moesaic.ops.linear import MOST_ROWS, linear
 
@@ -64,3 +67,21 @@ def test_torch_computes_when_the_kernels_are_not_made_for_it(why: str, monkeypat
     x, weight = torch.randn(rows, 16).to(dtype), torch.randn(8, 16).to(dtype)
     with torch.set_grad_enabled(why == "gradient"):
         assert torch.equal(linear(x, weight), functional.linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("number", [each.number for each in list_instruction_sets() if each.refusal is None])
+def test_rows_of_each_expert_meet_its_matrix_when_a_product_is_grouped(number: int, dtype: torch.dtype) -> None:
+    counts_E = torch.tensor([3, 0, 33, 17])
+    rows, matrices = torch.randn(53, 70).to(dtype), torch.randn(4, 65, 70).to(dtype)
+    out = torch.empty(53, 65, dtype=dtype)
+    sizes = (number, description.DTYPES[dtype], 2, 53, 53, 65, 70, 4)
+    pointers = {"counts": counts_E.data_ptr(), "hidden": rows.data_ptr(), "down": matrices.data_ptr()}
+    mixture = description.Mixture(*sizes, **pointers)
+    assert description.open_library().moesaic_mixture_forward(ctypes.byref(mixture), out.data_ptr()) == 0
+    starts = [0, 3, 3, 36, 53]
+    for expert in range(4):
+        own = slice(starts[expert], starts[expert + 1])
+        expected = rows[own].double() @ matrices[expert].double().T
+        limit = 8e-3 if dtype == torch.bfloat16 else 1e-5
+        assert torch.allclose(out[own].double(), expected, rtol=limit, atol=10 * limit)
