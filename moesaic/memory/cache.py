@@ -82,6 +82,10 @@ class PageCache:
         """Let a page leave."""
         self._pins.discard(key)
 
+    def unpin_others(self, layer: int) -> None:
+        """Let every page of other layers leave."""
+        self._pins = {key for key in self._pins if key[0] == layer}
+
     def unpin_all(self) -> None:
         """Let every page leave."""
         self._pins.clear()

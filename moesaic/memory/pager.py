@@ -124,14 +124,13 @@ class Pager:
             self._times.end(self._loader.stall_seconds)
 
     def expect(self, layer: int, experts: Sequence[int]) -> None:
-        """Say what a coming layer will need: it is read once nothing more urgent is."""
+        """Say what a coming layer will need: it stays, or is read from a wave on, once nothing more urgent is."""
         if self._settled:
             return
         for expert in experts:
             self._cache.pin((layer, expert))
-        if self._mode.name == "cache":
+        if self._mode.name == "cache":  # to be read after what the present layer will ask for
             self._coming = [*((layer, expert) for expert in reversed(experts)), *self._coming]
-            self._load()
 
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         """Say what a coming layer may need, the likeliest first: it is read when the disk is idle, from a wave on."""
@@ -171,6 +170,9 @@ class Pager:
                     waiting.difference_update(ready)
                     for expert in ready:
                         self._cache.unpin((layer, expert))
+                if not ready and self._loader.is_idle:  # what later layers expect has taken every slot
+                    self._cache.unpin_others(layer)
+                    self._load()
                 self._collect(not ready, {(layer, expert) for expert in waiting})
                 self._load()
         finally:

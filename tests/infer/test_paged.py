@@ -243,3 +243,19 @@ def test_next_layer_is_guessed_and_nothing_changes_when_tokens_come_one_by_one(
     stats = paged.stats()
     assert stats["guesses_right"] + stats["guesses_wrong"] > 0
     paged.disk.close()
+
+
+@pytest.mark.parametrize("mode", ["ring", "cache", None])
+@pytest.mark.parametrize("num_slots", [2, 3, 4, 7, 15])
+def test_pregated_model_is_the_same_when_its_experts_are_pages(
+    num_slots: int, mode: str | None, tmp_path: Path, set_slots: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode is not None:
+        _force_mode(mode, monkeypatch)
+    export_model(tiny_model(pregated=True, num_hidden_layers=3), tmp_path / "model")
+    whole = _logits(load_model(tmp_path / "model"), num_tokens=12)
+    set_slots(num_slots)
+    paged = _open(tmp_path / "model")
+    found = _logits(paged.model, paged.pager, num_tokens=12)
+    paged.disk.close()
+    assert all(torch.equal(one, other) for one, other in zip(whole, found, strict=True))

@@ -272,7 +272,9 @@ def test_expected_pages_are_read_before_they_are_asked_for(pages: dict[int, list
     assert pager.stats()["misses"] - 2 <= 2, "what has arrived by then is a hit"
     pager.begin_step([1])
     pager.expect(2, [3, 5])
-    assert pager._loader._readings.keys() == {(2, 3), (2, 5)}
+    assert pager._loader.is_idle, "what the present layer asks for comes first"
+    _compute(pager, 1, [2])
+    assert not {(2, 3), (2, 5)} - pager._loader._readings.keys() - {(2, e) for e in pager._cache.slots_of(2)}
     while pager._loader._readings:
         pager._collect(True, set())
     assert _compute(pager, 2, [3, 5]) == [[3, 5]]
@@ -326,3 +328,12 @@ def test_guessing_stops_and_begins_again_when_it_does_not_pay(monkeypatch: pytes
         guesses.settle(0, set())
     assert guesses.pay
     assert (guesses.right, guesses.wrong) == (0, guess_room._NUM_RECENT)
+
+
+def test_expected_pages_give_way_when_they_have_taken_every_slot(pages: dict[int, list[Page]]) -> None:
+    pager, disk = _new_pager(pages, 2)
+    pager.begin_step([1])
+    _compute(pager, 1, [0, 1])
+    pager.expect(1, [0, 1])
+    assert _compute(pager, 0, [2, 3])
+    disk.close()
