@@ -60,15 +60,6 @@ class PageCache:
         """Return the slots of a layer's resident experts."""
         return self._resident[layer]
 
-    def is_loading(self, key: Key) -> bool:
-        """Tell whether a page is on its way."""
-        return key in self._loading
-
-    @property
-    def num_free(self) -> int:
-        """Return how many slots hold nothing."""
-        return len(self._free)
-
     @property
     def num_loading(self) -> int:
         """Return how many pages are on their way."""

@@ -201,6 +201,7 @@ class Pager:
         Returns:
             How many: fewer where that would leave a token's experts no room.
         """
+        self._cache.unpin_all()  # no pass is under way; one that failed may have left some
         count = max(0, min(num_slots, self._cache.num_slots - self._experts_per_token))
         for _ in range(count):
             while (slot := self._cache.retire()) is None:

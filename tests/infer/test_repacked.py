@@ -169,7 +169,7 @@ def test_others_go_on_when_a_record_of_one_prompt_is_damaged(
         pager = llm._paged.pager
         assert pager is not None
         resident = pager.num_pages - pager.num_missing
-        assert pager._cache.num_free + pager._cache.num_loading + resident == 3, "no slot is lost"
+        assert len(pager._cache._free) + pager._cache.num_loading + resident == 3, "no slot is lost"
         llm.close()
     assert any(any(each) and not all(each) for each in outcomes), "one fails, another goes on"
 

@@ -337,3 +337,14 @@ def test_expected_pages_give_way_when_they_have_taken_every_slot(pages: dict[int
     pager.expect(1, [0, 1])
     assert _compute(pager, 0, [2, 3])
     disk.close()
+
+
+def test_slots_are_lent_when_a_pass_that_failed_left_pages_expected(pages: dict[int, list[Page]]) -> None:
+    pager, disk = _new_pager(pages, 3)
+    pager.begin_step([1])
+    _compute(pager, 1, [0, 1, 2])
+    pager.expect(1, [0, 1, 2])
+    assert pager.lend(1) == 1
+    pager.take_back(1)
+    _check_slots(pager)
+    disk.close()

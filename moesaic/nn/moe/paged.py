@@ -1,6 +1,6 @@
 """Mixing experts whose weights are pages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from torch import Tensor
@@ -81,8 +81,8 @@ class PagedDispatcher:
         return QuantisedExperts(**self._fields, width=width, hidden_width=hidden_width)
 
 
-def choices_of_last(tokens: Sequence[int], experts: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Return what the last tokens of all sequences chose: for each token step, the newest last, its experts.
+def choices_of_last(tokens: Sequence[int], experts: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield what the last tokens of all sequences chose: for each token step, the newest last, its experts.
 
     Args:
         tokens, experts: pairs; tokens count through all sequences, one after another.
@@ -97,4 +97,4 @@ def choices_of_last(tokens: Sequence[int], experts: Sequence[int], lengths: Sequ
     for token, expert in zip(tokens, experts, strict=True):
         if token in step_of:
             steps[step_of[token]].add(expert)
-    return [sorted(step) for step in steps if step]
+    yield from (sorted(step) for step in steps if step)
