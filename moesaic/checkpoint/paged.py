@@ -13,7 +13,7 @@ from moesaic.checkpoint.page_index import lay_out_record
 from moesaic.checkpoint.pieces import page_of
 from moesaic.checkpoint.stored import StoredModel, open_model
 from moesaic.errors import UnsupportedError
-from moesaic.hw.memory import available_bytes, held_bytes
+from moesaic.hw.memory import available_bytes, held_bytes, limit_bytes
 from moesaic.memory.disk import Disk
 from moesaic.memory.ledger import Ledger
 from moesaic.memory.page import Page, PageLayout
@@ -73,8 +73,8 @@ def open_paged_model(
     Args:
         folder: of `find_model`.
         dtype: as for `load_model`.
-        budget: bytes that the process may hold in all; None: four fifths of what the machine has, where the whole model
-            takes more, else no limit.
+        budget: bytes that the process may hold in all, less where `limit_bytes` is less; None: four fifths of what is
+            free, where the whole model takes more, else no limit.
         policy: which page leaves a full pool.
         on_progress: where every page has a slot, told how many of how many are there.
 
@@ -88,8 +88,7 @@ def open_paged_model(
     layout, pages = lay_out_pages(stored, kept)
     num_pages = sum(len(each) for each in pages.values())
     dense_bytes = count_dense_bytes(stored, kept)
-    if budget is None:
-        budget = choose_budget(dense_bytes + num_pages * layout.num_bytes)
+    budget = choose_budget(budget, dense_bytes + num_pages * layout.num_bytes)
     ledger = Ledger(budget)
     disk = Disk(cached=budget is None)
     try:
@@ -154,8 +153,13 @@ def lay_out_pages(stored: StoredModel, kept: torch.dtype) -> tuple[PageLayout, d
     return layout, pages
 
 
-def choose_budget(num_bytes: int) -> int | None:
-    """Return the budget where nobody gives one: most of what is free, if weights of so many bytes take more."""
+def choose_budget(asked: int | None, num_bytes: int) -> int | None:
+    """Return what is asked for, or as much of it as the process may ever hold.
+
+    Where nobody asks: most of what is free, if weights of so many bytes take more; else None, no limit.
+    """
+    if asked is not None:
+        return min(asked, limit_bytes())
     most = int(_SHARE * available_bytes())
     return most if num_bytes > most else None
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import psutil
 
+# Code and constants of libraries that come to be mapped: torch's, of which a model touches about 170 MiB.
+CODE_BYTES = 256 * 2**20
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _OWN_STATUS = Path("/proc/self/status")
@@ -13,6 +15,14 @@ _OWN_STATUS = Path("/proc/self/status")
 def available_bytes() -> int:
     """Return the bytes that can be taken without swapping: what is free, or the limit of a control group if less."""
     return min([psutil.virtual_memory().available, *_group_limits()])
+
+
+def limit_bytes() -> int:
+    """Return the most that this process may ever hold: the machine's memory, or the limit of a control group if less.
+
+    A group is charged with the code of libraries too, which `held_bytes` leaves out: that is taken off its limit.
+    """
+    return min([psutil.virtual_memory().total, *(limit - CODE_BYTES for limit in _group_limits())])
 
 
 def _group_limits() -> Iterator[int]:

@@ -73,7 +73,8 @@ def plan_inference(
     try:
         sizes = size_model(stored, kept, prompt_tokens, disk)
         whole = sizes.budget_for(sizes.num_pages)
-        chosen = budget or choose_budget(sizes.fixed["dense core"] + sizes.num_pages * sizes.page_bytes) or whole
+        # What is asked for may be another machine's.
+        chosen = budget or choose_budget(None, sizes.fixed["dense core"] + sizes.num_pages * sizes.page_bytes) or whole
         capacity = plan_capacity(sizes, chosen)  # refused before anything is measured
         rates = _measure(given, kept, lambda: measure_disk_rate(every_page, layout, disk) if pages else math.inf)
     finally:

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from moesaic.hw import memory
-from moesaic.hw.memory import available_bytes, held_bytes
+from moesaic.hw.memory import CODE_BYTES, available_bytes, held_bytes, limit_bytes
 
 
 @pytest.fixture
@@ -32,6 +32,12 @@ def test_free_memory_is_what_can_be_taken_when_no_group_limits_it(groups: Path) 
 def test_limit_is_what_can_be_taken_when_a_group_has_one(file: str, groups: Path) -> None:
     (groups / file).write_text("4096\n")
     assert available_bytes() == 4096
+
+
+def test_limit_of_a_group_is_also_charged_with_code(groups: Path) -> None:
+    assert limit_bytes() == psutil.virtual_memory().total
+    (groups / "memory" / "job" / "memory.limit_in_bytes").write_text(str(2**30))
+    assert limit_bytes() == 2**30 - CODE_BYTES
 
 
 def test_free_memory_is_what_can_be_taken_when_there_are_no_groups(

@@ -10,6 +10,7 @@ import torch
 from moesaic.bench.limited import run_limited
 from moesaic.checkpoint.export import export_model
 from moesaic.errors import UnsupportedError
+from moesaic.hw.memory import CODE_BYTES
 from moesaic.testing.tiny import tiny_model
 
 MIB = 2**20
@@ -29,10 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(folder: Path, budget: int) -> dict[str, object]:
-    """Generate in a process that is killed if it holds more than its budget, the page cache of weights included."""
+    """Generate in a process that is killed if it and the page cache of weights take more than its budget and code."""
     command = [sys.executable, "-m", "tests.infer.budgeted", folder, str(budget)]
     try:
-        run = run_limited(command, budget, cold=[folder], timeout_s=300)
+        run = run_limited(command, budget + CODE_BYTES, cold=[folder], timeout_s=300)
     except UnsupportedError as refusal:
         pytest.skip(refusal.text)
     assert not run.was_killed

@@ -163,6 +163,14 @@ def test_model_is_paged_within_four_fifths_when_it_takes_more_than_is_free(
         LLM(ids_folder)
 
 
+def test_budget_is_what_the_process_may_hold_when_more_is_asked_for(
+    ids_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged_room, "limit_bytes", lambda: 2 * 2**30)
+    assert LLM(ids_folder, memory="64GiB").stats()["budget_bytes"] == 2 * 2**30
+    assert LLM(ids_folder, memory="1GiB").stats()["budget_bytes"] == 2**30
+
+
 def test_budget_is_refused_with_the_least_that_works_when_it_is_too_small(ids_folder: Path) -> None:
     with pytest.raises(MemoryBudgetError, match="a budget of 1 MiB is too small: process ") as caught:
         LLM(ids_folder, memory="1MiB")
