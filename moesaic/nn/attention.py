@@ -1,5 +1,6 @@
 """Grouped-query self-attention with rotary positions and the options of the supported families."""
 
+import torch
 from torch import Tensor, nn
 
 from moesaic.config.model import ModelConfig
@@ -7,6 +8,7 @@ from moesaic.nn.cache import KVCache
 from moesaic.nn.linear import Linear
 from moesaic.nn.norm import RmsNorm
 from moesaic.ops.attention import AttentionMask, attention
+from moesaic.ops.linear import linear
 from moesaic.ops.rope import rotate
 
 
@@ -24,6 +26,7 @@ class SelfAttention(nn.Module):
         self.key = Linear(config.hidden_size, kv_width, bias=config.attention_bias)
         self.value = Linear(config.hidden_size, kv_width, bias=config.attention_bias)
         self.output = Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
+        self._joined: tuple[Tensor, Tensor | None] | None = None  # weight and bias of query, key and value
         self.query_norm: RmsNorm | None = None
         self.key_norm: RmsNorm | None = None
         if config.qk_norm != "none":
@@ -40,14 +43,37 @@ class SelfAttention(nn.Module):
         cache: KVCache | None,
     ) -> Tensor:
         """Map [B, S, D] to [B, S, D]; with a cache, keys and values of earlier positions take part."""
-        query_BSHC = rotate(self._heads(self.query(hidden_BSD), self.query_norm), *rotation)
-        key_BSGC = rotate(self._heads(self.key(hidden_BSD), self.key_norm), *rotation)
-        value_BSGC = self._heads(self.value(hidden_BSD), None)
+        query, key, value = self._project(hidden_BSD)
+        query_BSHC = rotate(self._heads(query, self.query_norm), *rotation)
+        key_BSGC = rotate(self._heads(key, self.key_norm), *rotation)
+        value_BSGC = self._heads(value, None)
         if cache is None:
             key_BGZC, value_BGZC = key_BSGC.transpose(1, 2), value_BSGC.transpose(1, 2)
         else:
             key_BGZC, value_BGZC = cache.write(self.layer, positions_BS, key_BSGC, value_BSGC)
         return self.output(attention(query_BSHC, key_BGZC, value_BGZC, mask).flatten(2))
+
+    def join_projections(self) -> None:
+        """Make the weights of query, key and value parts of one, whose single product a few tokens wait for less.
+
+        For weights that stay as they are. They take no more memory than before.
+        """
+        parts = [self.query, self.key, self.value]
+        widths = [part.out_features for part in parts]
+        weight = torch.cat([part.weight for part in parts])
+        bias = None if self.query.bias is None else torch.cat([part.bias for part in parts])
+        for part, rows in zip(parts, weight.split(widths), strict=True):
+            part.weight = nn.Parameter(rows, requires_grad=False)
+        if bias is not None:
+            for part, values in zip(parts, bias.split(widths), strict=True):
+                part.bias = nn.Parameter(values, requires_grad=False)
+        self._joined = weight, bias
+
+    def _project(self, hidden_BSD: Tensor) -> tuple[Tensor, ...]:
+        if self._joined is None:
+            return self.query(hidden_BSD), self.key(hidden_BSD), self.value(hidden_BSD)
+        widths = [part.out_features for part in (self.query, self.key, self.value)]
+        return linear(hidden_BSD, *self._joined).split(widths, dim=-1)
 
     def _heads(self, projected: Tensor, norm: RmsNorm | None) -> Tensor:
         """Norm and clip a projection [B, S, heads C], and split it into heads: [B, S, heads, C]."""
