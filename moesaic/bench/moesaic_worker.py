@@ -34,7 +34,6 @@ from moesaic.infer.request import SamplingParams
 from moesaic.infer.runner import Runner
 from moesaic.infer.sequence import Sequence
 from moesaic.memory.disk import Disk
-from moesaic.memory.plan import ModelSizes
 from moesaic.memory.probe import measure_disk_rate
 from moesaic.memory.room import Room
 from moesaic.ops.cpu.bandwidth import read_bandwidth
@@ -50,7 +49,7 @@ def main() -> None:
     stored = open_model(folder)
     memory_rate = read_bandwidth(_PROBE_BYTES)
     disk_rates = [_disk_rate(stored)]
-    sizes = _size(stored, request)
+    sizes = size_model(stored, stored.dtype, len(request["prompts"][0]))
     budget = request["memory"]
     if request["resident"] is not None:
         budget = sizes.budget_for(round(request["resident"] * sizes.num_pages))
@@ -105,14 +104,6 @@ def _generate(paged: PagedModel, request: dict[str, Any]) -> tuple[list[float], 
             if number in (0, count - 1):
                 stats.append(paged.stats())
     return times, torch.stack(logits), [stats[0], stats[-1]]
-
-
-def _size(stored: StoredModel, request: dict[str, Any]) -> ModelSizes:
-    disk = Disk()
-    try:
-        return size_model(stored, stored.dtype, len(request["prompts"][0]), disk)
-    finally:
-        disk.close()
 
 
 def _disk_rate(stored: StoredModel) -> float:

@@ -14,7 +14,7 @@ from moesaic.checkpoint.pieces import page_of
 from moesaic.checkpoint.stored import StoredModel, open_model
 from moesaic.errors import UnsupportedError
 from moesaic.hw.memory import available_bytes, held_bytes, limit_bytes
-from moesaic.memory.disk import Disk
+from moesaic.memory.disk import DISK_BUFFERS_BYTES, Disk
 from moesaic.memory.ledger import Ledger
 from moesaic.memory.page import Page, PageLayout
 from moesaic.memory.pager import Pager
@@ -92,7 +92,7 @@ def open_paged_model(
     ledger = Ledger(budget)
     disk = Disk(cached=budget is None)
     try:
-        fixed = list_fixed(dense_bytes, disk)
+        fixed = list_fixed(dense_bytes)
         num_slots = count_slots(budget, fixed, layout.num_bytes, num_pages, stored.model.config.experts_per_token)
         for purpose, num_bytes in fixed.items():
             ledger.reserve(purpose, num_bytes)
@@ -167,12 +167,12 @@ def choose_budget(asked: int | None, num_bytes: int) -> int | None:
     return most if num_bytes > most else None
 
 
-def list_fixed(dense_bytes: int, disk: Disk) -> dict[str, int]:
+def list_fixed(dense_bytes: int) -> dict[str, int]:
     """Return the bytes that are held as long as a model is, whatever the budget, by purpose."""
     return {
         "process": held_bytes() + _GROWTH_BYTES,
         "dense core": dense_bytes,
-        "buffers of the disk": disk.num_bytes,
+        "buffers of the disk": DISK_BUFFERS_BYTES,
     }
 
 

@@ -1,7 +1,7 @@
 """What generating takes and gives within a budget, told before any weight is loaded."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from moesaic.hw.arithmetic import measure_arithmetic_rate
 from moesaic.hw.memory import available_bytes
 from moesaic.infer.activations import activation_bytes
 from moesaic.memory.disk import Disk
-from moesaic.memory.page import stored_bytes
+from moesaic.memory.page import Page, PageLayout, stored_bytes
 from moesaic.memory.plan import (
     Capacity,
     ModelSizes,
@@ -68,17 +68,12 @@ def plan_inference(
     kept = choose_dtype(dtype) or stored.dtype
     prompt_tokens = _choose_prompt(prompt_tokens, stored.model.config.max_position_embeddings)
     layout, pages = lay_out_pages(stored, kept)
-    every_page = [page for each in pages.values() for page in each]
-    disk = Disk()
-    try:
-        sizes = size_model(stored, kept, prompt_tokens, disk)
-        whole = sizes.budget_for(sizes.num_pages)
-        # What is asked for may be another machine's.
-        chosen = budget or choose_budget(None, sizes.fixed["dense core"] + sizes.num_pages * sizes.page_bytes) or whole
-        capacity = plan_capacity(sizes, chosen)  # refused before anything is measured
-        rates = _measure(given, kept, lambda: measure_disk_rate(every_page, layout, disk) if pages else math.inf)
-    finally:
-        disk.close()
+    sizes = size_model(stored, kept, prompt_tokens)
+    whole = sizes.budget_for(sizes.num_pages)
+    # What is asked for may be another machine's.
+    chosen = budget or choose_budget(None, sizes.fixed["dense core"] + sizes.num_pages * sizes.page_bytes) or whole
+    capacity = plan_capacity(sizes, chosen)  # refused before anything is measured
+    rates = _measure(given, kept, lambda: _measure_disk(pages, layout))
     budgets = {sizes.least_budget, *(sizes.budget_for(math.ceil(share * sizes.num_pages)) for share in _SHARES)}
     return {
         "model": str(stored.tensors.folder),
@@ -111,20 +106,16 @@ def budget_for_weights(folder: Path, weight_bytes: int, dtype: str | None = None
         dtype: as for `load_model`.
     """
     stored = open_model(folder)
-    disk = Disk()
-    try:
-        sizes = size_model(stored, choose_dtype(dtype) or stored.dtype, 1, disk)
-    finally:
-        disk.close()
+    sizes = size_model(stored, choose_dtype(dtype) or stored.dtype, 1)
     most = max(0, weight_bytes - sizes.fixed["dense core"]) // max(1, sizes.page_bytes)
     return sizes.budget_for(min(sizes.num_pages, max(sizes.experts_per_token, most)))
 
 
-def size_model(stored: StoredModel, kept: torch.dtype, prompt_tokens: int, disk: Disk) -> ModelSizes:
+def size_model(stored: StoredModel, kept: torch.dtype, prompt_tokens: int) -> ModelSizes:
     """Return what a stored model asks for, with weights of dtype `kept`, and what a prompt of so many tokens does."""
     config, model = stored.model.config, stored.model
     layout, pages = lay_out_pages(stored, kept)
-    fixed = list_fixed(count_dense_bytes(stored, kept), disk)
+    fixed = list_fixed(count_dense_bytes(stored, kept))
     table = model.decoder.embedding.weight.numel()
     tokens = min(prompt_tokens + ANSWER_TOKENS, config.max_position_embeddings)
     vectors = 2 * config.num_hidden_layers * config.kv_heads * config.head_channels
@@ -156,6 +147,16 @@ def _choose_prompt(prompt_tokens: int | None, context: int) -> int:
             f"plan for {context - 1} tokens or fewer",
         )
     return prompt_tokens
+
+
+def _measure_disk(pages: Mapping[int, Sequence[Page]], layout: PageLayout) -> float:
+    if not pages:
+        return math.inf
+    disk = Disk()
+    try:
+        return measure_disk_rate([page for each in pages.values() for page in each], layout, disk)
+    finally:
+        disk.close()
 
 
 def _measure(stated: Mapping[str, float], dtype: torch.dtype, measure_disk: Callable[[], float]) -> Rates:

@@ -23,6 +23,11 @@ from moesaic.memory.page import ALIGNMENT, Extent, Page, Piece
 
 # A read of so many bytes costs the disk hardly more a byte than a longer one.
 _CHUNK_BYTES = 2**21
+# Of a thread: a chunk, wherever it begins and ends in the file.
+_BUFFER_BYTES = _CHUNK_BYTES + 2 * ALIGNMENT
+_NUM_THREADS = 4
+# Of all threads of a disk, where nobody says how many.
+DISK_BUFFERS_BYTES = _NUM_THREADS * _BUFFER_BYTES
 # torch copies so many values without waking other threads, which are busy computing.
 _SERIAL_VALUES = 2**15
 
@@ -88,13 +93,11 @@ class Disk:
         num_threads: that read.
 
     Attributes:
-        num_bytes: of memory that its buffers take.
         bytes_read: of files, so far.
         busy_seconds: during which something was being read.
     """
 
-    def __init__(self, cached: bool = False, num_threads: int = 4) -> None:
-        self.num_bytes = num_threads * (_CHUNK_BYTES + 2 * ALIGNMENT)
+    def __init__(self, cached: bool = False, num_threads: int = _NUM_THREADS) -> None:
         self.bytes_read = 0
         self.busy_seconds = 0.0
         self._cached = cached
@@ -152,7 +155,7 @@ class Disk:
         self._files = {}
 
     def _serve(self) -> None:
-        buffer = np.frombuffer(mmap.mmap(-1, _CHUNK_BYTES + 2 * ALIGNMENT), np.uint8)
+        buffer = np.frombuffer(mmap.mmap(-1, _BUFFER_BYTES), np.uint8)
         while (chunk := self._chunks.get()[2]) is not None:
             failure = chunk.reading.failure
             if failure is None:

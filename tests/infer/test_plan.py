@@ -14,7 +14,6 @@ from moesaic.checkpoint.stored import open_model
 from moesaic.errors import CheckpointError, MemoryBudgetError, RequestError
 from moesaic.infer.engine import LLM
 from moesaic.infer.plan import plan_inference, size_model
-from moesaic.memory.disk import Disk
 from moesaic.memory.plan import ModelSizes, plan_capacity
 from moesaic.testing.tiny import tiny_model
 
@@ -29,11 +28,7 @@ def _known_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _sizes(folder: Path, dtype: torch.dtype = torch.float32) -> ModelSizes:
-    disk = Disk()
-    try:
-        return size_model(open_model(folder), dtype, len(PROMPT), disk)
-    finally:
-        disk.close()
+    return size_model(open_model(folder), dtype, len(PROMPT))
 
 
 @pytest.mark.parametrize("num_slots", [2, 5, 9, 10])

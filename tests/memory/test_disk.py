@@ -1,6 +1,7 @@
 """Reading at positions, directly and not, and what goes wrong."""
 
 import errno
+import mmap
 import os
 import threading
 import zlib
@@ -125,6 +126,13 @@ def test_pages_are_whole_when_many_are_read_at_once(tmp_path: Path, monkeypatch:
     disk.close()
     assert sorted(ended) == sorted(records)
     assert all(holds(record, layer, expert) for (layer, expert), record in records.items())
+
+
+def test_buffers_take_what_is_reckoned_with_when_nobody_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, taken = mmap.mmap, []
+    monkeypatch.setattr(mmap, "mmap", lambda file, size: taken.append(size) or real(file, size))
+    Disk().close()
+    assert sum(taken) == disk_room.DISK_BUFFERS_BYTES
 
 
 def test_what_is_urgent_is_read_first_when_more_waits(tmp_path: Path) -> None:
