@@ -9,7 +9,8 @@ from moesaic.errors import MemoryBudgetError
 from moesaic.infer.activations import activation_bytes
 from moesaic.infer.sequence import Sequence
 from moesaic.memory.ledger import Ledger
-from moesaic.memory.pager import PageError, Pager
+from moesaic.memory.page_error import PageError
+from moesaic.memory.pager import Pager
 from moesaic.memory.room import Room
 from moesaic.models.model import LanguageModel
 from moesaic.units import format_bytes

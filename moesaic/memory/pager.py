@@ -12,25 +12,12 @@ from moesaic.memory.guess import Guesses
 from moesaic.memory.loader import Loader
 from moesaic.memory.mode import Mode, Step, choose_mode, expected_touched
 from moesaic.memory.page import Page
+from moesaic.memory.page_error import PageError
 from moesaic.memory.pool import Pool
 from moesaic.memory.step_times import StepTimes
 
 # Pages that nobody waits for are read so many at once: the disk is busy, and what becomes urgent waits for few.
 _MOST_COMING = 4
-
-
-class PageError(CheckpointError):
-    """A page that cannot be read.
-
-    Attributes:
-        layer, expert: which.
-        tokens: of the pass that need it.
-    """
-
-    def __init__(self, layer: int, expert: int, failure: CheckpointError) -> None:
-        super().__init__(f"expert {expert} of layer {layer}: {failure.text}", failure.hint)
-        self.layer, self.expert = layer, expert
-        self.tokens: list[int] = []
 
 
 class Pager:

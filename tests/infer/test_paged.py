@@ -20,7 +20,7 @@ from moesaic.memory import pager as pager_room
 from moesaic.memory.file import WeightsFile
 from moesaic.memory.ledger import Ledger
 from moesaic.memory.mode import Mode
-from moesaic.memory.pager import PageError
+from moesaic.memory.page_error import PageError
 from moesaic.memory.policy import POLICIES
 from moesaic.memory.room import Room
 from moesaic.models.model import LanguageModel

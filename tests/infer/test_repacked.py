@@ -18,7 +18,7 @@ from moesaic.errors import UnsupportedError
 from moesaic.infer.engine import LLM
 from moesaic.memory import disk as disk_room
 from moesaic.memory.file import WeightsFile
-from moesaic.memory.pager import PageError
+from moesaic.memory.page_error import PageError
 from moesaic.nn.moe.experts import Experts
 from moesaic.nn.moe.router import Routing
 from moesaic.ops.permute import group_by_expert

@@ -14,7 +14,8 @@ from moesaic.memory.disk import Disk
 from moesaic.memory.file import WeightsFile
 from moesaic.memory.guess import Guesses
 from moesaic.memory.page import Page
-from moesaic.memory.pager import PageError, Pager
+from moesaic.memory.page_error import PageError
+from moesaic.memory.pager import Pager
 from moesaic.memory.policy import POLICIES
 from moesaic.memory.pool import Pool
 from tests.memory.made import LAYOUT, holds, write_pages

@@ -5,7 +5,8 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from moesaic.memory.pager import PageError, Pager
+from moesaic.memory.page_error import PageError
+from moesaic.memory.pager import Pager
 from moesaic.nn.moe.experts import Experts
 from moesaic.nn.moe.router import Router, Routing
 from moesaic.ops.paged_mixture import mix_in_waves
