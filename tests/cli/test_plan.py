@@ -14,10 +14,15 @@ RATES = ("--memory-rate", "28GB", "--disk-rate", "1.5GB", "--arithmetic-rate", "
 SHORT = ("--prompt-tokens", "30")
 
 
-def test_plan_of_a_model_is_one_object_when_json_is_asked_for(cli: Run, finished: Path) -> None:
-    answer = cli("plan", finished, "--memory", "3GiB", *SHORT, *RATES, "--json")
+def _plan(cli: Run, *arguments: str | Path) -> str:
+    """Return what is printed, and nothing goes wrong."""
+    answer = cli("plan", *arguments)
     assert (answer.code, answer.err) == (0, "")
-    facts = json.loads(answer.out)
+    return answer.out
+
+
+def test_plan_of_a_model_is_one_object_when_json_is_asked_for(cli: Run, finished: Path) -> None:
+    facts = json.loads(_plan(cli, finished, "--memory", "3GiB", *SHORT, *RATES, "--json"))
     assert set(facts) == {
         "model",
         "family",
@@ -61,8 +66,7 @@ def test_plan_of_a_model_is_one_object_when_json_is_asked_for(cli: Run, finished
 
 
 def test_plan_of_a_model_is_told_to_people_when_nothing_else_is_asked_for(cli: Run, finished: Path) -> None:
-    answer = cli("plan", finished, "--memory", "3GiB", *SHORT, *RATES)
-    assert (answer.code, answer.err) == (0, "")
+    out = _plan(cli, finished, "--memory", "3GiB", *SHORT, *RATES)
     for text in (
         "(mixtral, float32) within 3 GiB",
         "dense core",
@@ -72,28 +76,26 @@ def test_plan_of_a_model_is_told_to_people_when_nothing_else_is_asked_for(cli: R
         "> 3 GiB",
         "hits: of a token's experts",
     ):
-        assert text in answer.out
+        assert text in out
     # Purposes, and how much of the budget each takes.
-    process = next(line for line in answer.out.splitlines() if line.startswith("process"))
+    process = next(line for line in out.splitlines() if line.startswith("process"))
     assert {"█", "#"} & set(process)
-    assert max(map(len, answer.out.splitlines())) <= 110
+    assert max(map(len, out.splitlines())) <= 110
 
 
 def test_rates_are_measured_when_none_is_stated(cli: Run, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moesaic.infer.plan.BUFFER_BYTES", 2**20)
-    answer = cli("plan", finished, *SHORT)
-    assert (answer.code, answer.err) == (0, "")
-    assert "measured just now: memory " in answer.out
-    assert "stated: " not in answer.out
-    assert "(no --memory given)" in answer.out
+    out = _plan(cli, finished, *SHORT)
+    assert "measured just now: memory " in out
+    assert "stated: " not in out
+    assert "(no --memory given)" in out
 
 
 def test_plan_has_no_experts_when_the_model_has_none(cli: Run, tmp_path: Path) -> None:
     export_model(tiny_model(num_experts=0, num_experts_per_tok=0), tmp_path / "model")
-    answer = cli("plan", tmp_path / "model", *SHORT, *RATES[:2])
-    assert (answer.code, answer.err) == (0, "")
+    out = _plan(cli, tmp_path / "model", *SHORT, *RATES[:2])
     for word in ("slot", "hits", "disk "):
-        assert word not in answer.out.replace("buffers of the disk", "")
+        assert word not in out.replace("buffers of the disk", "")
 
 
 def test_budget_is_refused_with_the_figures_when_it_is_impossible(cli: Run, finished: Path) -> None:
@@ -136,9 +138,7 @@ def test_plan_is_refused_when_there_is_no_model(cli: Run, tmp_path: Path) -> Non
 
 
 def test_plan_of_a_recipe_is_one_object_when_json_is_asked_for(cli: Run, recipe_file: RecipeFile) -> None:
-    answer = cli("plan", recipe_file(), "--memory", "300KiB", "--json")
-    assert (answer.code, answer.err) == (0, "")
-    facts = json.loads(answer.out)
+    facts = json.loads(_plan(cli, recipe_file(), "--memory", "300KiB", "--json"))
     assert set(facts) == {
         "recipe",
         "parameters",
@@ -157,10 +157,9 @@ def test_plan_of_a_recipe_is_one_object_when_json_is_asked_for(cli: Run, recipe_
 
 
 def test_plan_of_a_recipe_is_told_to_people_when_nothing_else_is_asked_for(cli: Run, recipe_file: RecipeFile) -> None:
-    answer = cli("plan", recipe_file(), "--memory", "300KiB")
-    assert (answer.code, answer.err) == (0, "")
-    assert "machines that hold it: 3" in answer.out
-    tiers = [line.split()[0] for line in answer.out.splitlines() if line.startswith(("memory ", "disk "))]
+    out = _plan(cli, recipe_file(), "--memory", "300KiB")
+    assert "machines that hold it: 3" in out
+    tiers = [line.split()[0] for line in out.splitlines() if line.startswith(("memory ", "disk "))]
     assert tiers == ["memory", "disk"]
 
 
