@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-import llama_cpp  # type: ignore[import-not-found]
+import llama_cpp
 import numpy as np
 
 _ERROR = 4  # of ggml's levels; below it tells every tensor
