@@ -4,19 +4,18 @@ A layer is drawn, written and forgotten before the next, so that memory holds on
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moesaic.checkpoint.atomic import atomic_folder, write_tensors
+from moesaic.checkpoint.export import stored_tensors
 from moesaic.checkpoint.folder import CONFIG, INDEX
-from moesaic.checkpoint.mapping import source_choices
 from moesaic.config.model import ModelConfig
 from moesaic.models.config_json import write_config
 from moesaic.models.model import build_model
-from moesaic.models.spec import FamilySpec
 from moesaic.models.table import find_family
 from moesaic.nn.init import init_weights
 
@@ -54,7 +53,8 @@ def save_random_model(
             report(number, len(parts))
             part.to_empty(device="cpu")
             init_weights(part, config, seed * len(parts) + number)
-            tensors = dict(_stored_tensors(prefix, part, family))
+            parameters = ((prefix + name, tensor) for name, tensor in part.state_dict().items())
+            tensors = dict(stored_tensors(parameters, family, DTYPE))
             file = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
             write_tensors(target / file, tensors, {"format": "pt"})
             files |= dict.fromkeys(tensors, file)
@@ -66,11 +66,3 @@ def save_random_model(
         fields = write_config(config, str(DTYPE).removeprefix("torch."))
         (target / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
     report(len(parts), len(parts))
-
-
-def _stored_tensors(prefix: str, part: nn.Module, family: FamilySpec) -> Iterator[tuple[str, Tensor]]:
-    """Give the tensors of a part of the model under the names we write; those of experts one by one."""
-    for name, tensor in part.state_dict().items():
-        source = source_choices(prefix + name, tuple(tensor.shape), family)[0]
-        rows = [tensor] if source.parts is None else tensor.flatten(0, 1).chunk(len(source.names))
-        yield from zip(source.names, rows, strict=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moesaic.checkpoint.atomic import atomic_folder, write_tensors
 from moesaic.checkpoint.folder import CONFIG, INDEX, WEIGHTS
+from moesaic.checkpoint.load import kept_dtype
 from moesaic.checkpoint.mapping import source_choices
 from moesaic.config.model import ModelConfig
 from moesaic.errors import CheckpointError
@@ -73,7 +74,7 @@ def export_tensors(
         write_settings(target, config, tokenizer)
         index: dict[str, str] = {}
         total_bytes = 0
-        for number, tensors in enumerate(_shards(_foreign_tensors(parameters, family, dtype), shard_bytes)):
+        for number, tensors in enumerate(_shards(stored_tensors(parameters, family, dtype), shard_bytes)):
             file = f"model-{number + 1:05d}.safetensors"
             write_tensors(target / file, tensors, {"format": "pt"})
             index |= dict.fromkeys(tensors, file)
@@ -84,6 +85,28 @@ def export_tensors(
             content = {"metadata": {"total_size": total_bytes}, "weight_map": index}
             (target / INDEX).write_text(json.dumps(content, indent=2))
     return family is not None
+
+
+def stored_tensors(
+    parameters: Iterable[tuple[str, Tensor]], family: FamilySpec | None, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor as it is stored, with the name that we write, one expert at a time.
+
+    Args:
+        parameters: by our names.
+        family: whose names are written; None: our own.
+        dtype: of the stored weights.
+    """
+    for name, tensor in parameters:
+        source = source_choices(name, tuple(tensor.shape), family)[0]
+        wanted = kept_dtype(name, dtype)
+        if source.parts is None:
+            yield source.names[0], tensor.to(wanted).contiguous()
+            continue
+        size = tensor.shape[1] // source.parts
+        for position, stored_name in enumerate(source.names):
+            expert, part = divmod(position, source.parts)
+            yield stored_name, tensor[expert, part * size : (part + 1) * size].to(wanted).contiguous()
 
 
 def write_settings(folder: Path, config: dict[str, Any], tokenizer: Path | None) -> None:
@@ -106,22 +129,6 @@ def write_settings(folder: Path, config: dict[str, Any], tokenizer: Path | None)
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")
         generation = {key: config[key] for key in keys if config.get(key) is not None}
         (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n")
-
-
-def _foreign_tensors(
-    parameters: Iterable[tuple[str, Tensor]], family: FamilySpec | None, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """Give every stored tensor under the name we write, one expert at a time."""
-    for name, tensor in parameters:
-        source = source_choices(name, tuple(tensor.shape), family)[0]
-        wanted = torch.float32 if name.endswith("selection_bias") else dtype
-        if source.parts is None:
-            yield source.names[0], tensor.to(wanted).contiguous()
-            continue
-        size = tensor.shape[1] // source.parts
-        for position, stored_name in enumerate(source.names):
-            expert, part = divmod(position, source.parts)
-            yield stored_name, tensor[expert, part * size : (part + 1) * size].to(wanted).contiguous()
 
 
 def _shards(tensors: Iterator[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
