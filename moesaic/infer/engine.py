@@ -140,9 +140,9 @@ class LLM:
             hits, misses: experts that were, or were not, in memory when the router had spoken; a layer's expert counts
             once a step. hit_rate: the share of hits, None before the first. stall_seconds: waited for pages.
             guesses_right, guesses_wrong: pages that were read before the router had spoken. evictions. steps: passes by
-            mode, 'ring' or 'cache'. pages, slots, resident: of the model, room for them, those in memory; a model
-            without experts has none of these. bytes_read: from files, all in all. budget_bytes, held_bytes,
-            most_bytes: of the ledger, and holdings_bytes by purpose.
+            mode, 'ring' or 'cache'; 'cache' where every page is in memory. pages, slots, resident: of the model, room
+            for them, those in memory; a model without experts has none of these. bytes_read: from files, all in all.
+            budget_bytes, held_bytes, most_bytes: of the ledger, and holdings_bytes by purpose.
         """
         return self._paged.stats()
 

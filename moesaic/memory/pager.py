@@ -89,6 +89,7 @@ class Pager:
         """
         self.step_lengths = lengths
         if self._settled:
+            self._steps["cache"] += 1  # as of any pass that finds all its pages
             return self._mode
         num_tokens, num_experts = sum(lengths), max(self._num_experts.values())
         touched = expected_touched(num_experts, self._experts_per_token, num_tokens)

@@ -225,10 +225,14 @@ def test_all_pages_come_once_and_stay_when_there_is_a_slot_for_each(pages: dict[
     assert counts == sorted(counts)
     assert counts[-1] == pager.num_pages
     read = disk.bytes_read
-    for layer in range(NUM_LAYERS):
-        assert _compute(pager, layer, [0, 5]) == [[0, 5]]
+    for num_tokens in (50, 1):
+        assert pager.begin_step([num_tokens]).name == "cache"
+        for layer in range(NUM_LAYERS):
+            assert _compute(pager, layer, [0, 5]) == [[0, 5]]
+        pager.end_step()
     assert disk.bytes_read == read
     assert pager.stats()["hit_rate"] == 1
+    assert pager.stats()["steps"] == {"ring": 0, "cache": 2}
     disk.close()
 
 
