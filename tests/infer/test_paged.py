@@ -1,5 +1,7 @@
 """Experts as pages: the same logits bit for bit at every budget, by every policy, in both modes."""
 
+import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,6 @@ from moesaic.checkpoint import paged as paged_room
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.load import load_model
 from moesaic.checkpoint.paged import PagedModel, open_paged_model
-from moesaic.config.model import ModelConfig
 from moesaic.errors import CheckpointError, ConfigError, MemoryBudgetError
 from moesaic.infer.engine import LLM
 from moesaic.infer.runner import Runner
@@ -177,6 +178,31 @@ def test_budget_is_refused_with_the_least_that_works_when_it_is_too_small(ids_fo
     assert caught.value.hint.startswith("give ")
 
 
+def _disk_threads() -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name.startswith("moesaic-disk-")}
+
+
+def test_no_thread_is_left_when_a_model_is_refused(ids_folder: Path) -> None:
+    before = _disk_threads()
+    with pytest.raises(MemoryBudgetError):
+        LLM(ids_folder, memory="1MiB")
+    assert _disk_threads() <= before
+
+
+def test_threads_end_when_all_has_been_read_or_the_model_is_closed_or_forgotten(ids_folder: Path) -> None:
+    before = _disk_threads()
+    assert LLM(ids_folder).stats()["resident"] == NUM_PAGES
+    assert _disk_threads() <= before
+    llm = LLM(ids_folder, memory="8GiB")
+    assert _disk_threads() - before
+    llm.close()
+    assert _disk_threads() <= before
+    llm = LLM(ids_folder, memory="8GiB")
+    del llm
+    gc.collect()
+    assert _disk_threads() <= before
+
+
 @pytest.mark.parametrize("memory", ["much", "-1GiB", "0", "4 apples", ""])
 def test_budget_is_refused_when_it_is_no_size(ids_folder: Path, memory: str) -> None:
     with pytest.raises(ConfigError, match="memory is "):
@@ -207,9 +233,9 @@ def test_pages_make_room_and_take_it_back_when_a_request_comes(ids_folder: Path,
     paged.disk.close()
 
 
-def test_config_is_the_same_when_paged(ids_folder: Path) -> None:
+def test_every_expert_has_a_slot_and_the_budget_is_told_when_it_is_large(ids_folder: Path) -> None:
     llm = LLM(ids_folder, memory="8GiB")
-    assert isinstance(llm.config, ModelConfig)
+    assert llm.config == load_model(ids_folder).config
     stats = llm.stats()
     assert stats["resident"] == stats["pages"] == stats["slots"] == NUM_PAGES
     assert stats["budget_bytes"] == 8 * 2**30

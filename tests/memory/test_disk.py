@@ -56,7 +56,7 @@ def test_bytes_are_those_of_the_file_when_read_anywhere(content_file: Path, cach
     assert disk.bytes_read == num_bytes
 
 
-def test_direct_read_leaves_nothing_in_the_page_cache_when_the_file_system_takes_it(
+def test_file_is_opened_for_direct_reads_when_it_is_not_to_be_cached(
     content_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = []
@@ -65,7 +65,10 @@ def test_direct_read_leaves_nothing_in_the_page_cache_when_the_file_system_takes
     file = WeightsFile(content_file, cached=False)
     assert file.is_direct == bool(flags[-1] & os.O_DIRECT)
     file.close()
-    assert not WeightsFile(content_file, cached=True).is_direct
+    file = WeightsFile(content_file, cached=True)
+    assert not file.is_direct
+    assert not flags[-1] & os.O_DIRECT
+    file.close()
 
 
 @pytest.mark.parametrize("refusal", ["open", "read"])
