@@ -199,7 +199,9 @@ def test_coming_layers_are_read_before_anybody_asks_when_a_prompt_passes(
 ) -> None:
     pager, disk = _new_pager(pages, 14)
     begun = _note_reads(pages, monkeypatch)
-    assert pager.begin_step([50]).name == "ring"
+    mode = pager.begin_step([50])
+    assert (mode.name, mode.num_passing) == ("ring", 3)
+    assert sum(pager._cache._shares.values()) == 14 - 3
     assert begun == [(0, expert) for expert in range(4)], "as many as are read at once"
     everyone = list(range(NUM_EXPERTS))
     waves: Iterator[torch.Tensor] = pager.waves(0, everyone, [])
@@ -258,6 +260,21 @@ def test_all_pages_come_once_and_stay_when_there_is_a_slot_for_each(pages: dict[
     assert disk.bytes_read == read
     assert pager.stats()["hit_rate"] == 1
     assert pager.stats()["steps"] == {"ring": 0, "cache": 2}
+    disk.close()
+
+
+def test_pages_are_read_again_when_slots_were_lent_after_all_had_come(pages: dict[int, list[Page]]) -> None:
+    pager, disk = _new_pager(pages, NUM_LAYERS * NUM_EXPERTS)
+    list(pager.load_all())
+    assert pager.lend(3) == 3
+    for lent in (3, 0):
+        pager.begin_step([1])
+        for layer in range(NUM_LAYERS):
+            _compute(pager, layer, list(range(NUM_EXPERTS)))
+        pager.end_step()
+        _check_slots(pager)
+        pager.take_back(lent)
+    assert pager.stats()["misses"] >= 3
     disk.close()
 
 
@@ -342,6 +359,20 @@ def test_guessed_pages_are_read_when_the_disk_is_idle(pages: dict[int, list[Page
     disk.close()
 
 
+def test_guessed_page_is_not_read_when_its_layer_has_asked_before(
+    pages: dict[int, list[Page]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pager, disk = _new_pager(pages, 9)
+    pager.begin_step([1])
+    begun = _note_reads(pages, monkeypatch)
+    pager.guess(1, [3])
+    _compute(pager, 1, [0])
+    _compute(pager, 2, [0])
+    _rest(pager)
+    assert begun == [(1, 0), (2, 0)]
+    disk.close()
+
+
 def test_guessing_stops_and_begins_again_when_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guess_room, "_PAUSE", 5)
     guesses = Guesses()
@@ -365,10 +396,13 @@ def test_expected_pages_give_way_when_they_have_taken_every_slot(pages: dict[int
     disk.close()
 
 
-def test_slots_are_lent_when_a_pass_that_failed_left_pages_expected(pages: dict[int, list[Page]]) -> None:
+def test_slots_are_lent_and_used_when_a_pass_that_failed_left_pages_expected(pages: dict[int, list[Page]]) -> None:
     pager, disk = _new_pager(pages, 3)
     pager.begin_step([1])
     _compute(pager, 1, [0, 1, 2])
+    pager.expect(1, [0, 1, 2])
+    pager.begin_step([1])
+    _check_slots(pager)
     pager.expect(1, [0, 1, 2])
     assert pager.lend(1) == 1
     pager.take_back(1)
