@@ -22,6 +22,7 @@ from moesaic.memory.plan import count_slots
 from moesaic.memory.pool import Pool
 from moesaic.memory.room import PAGES
 from moesaic.models.model import LanguageModel
+from moesaic.nn.attention import SelfAttention
 from moesaic.nn.moe.paged import PagedDispatcher
 from moesaic.ops.quant import TOKEN_DTYPES
 
@@ -100,8 +101,9 @@ def open_paged_model(
         model = stored.model
         model.load_state_dict(weights, assign=True, strict=False)
         del weights
-        for layer in model.decoder.layers:
-            layer.attention.join_projections()
+        for module in model.modules():
+            if isinstance(module, SelfAttention):
+                module.join_projections()
         pager = None
         if pages:
             ledger.reserve(PAGES, num_slots * layout.num_bytes)

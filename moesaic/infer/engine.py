@@ -85,8 +85,8 @@ class LLM:
 
         Raises:
             PageError: so with every prompt.
-            RequestError: a prompt is empty or too long, a token id is unknown, a parameter is out of range, or text
-                is asked for where the checkpoint has no tokenizer that can be read.
+            RequestError: a prompt is empty or too long, a token id is unknown, a parameter is out of range, text is
+                asked for where the checkpoint has no tokenizer that can be read, or the model has been closed.
             MemoryBudgetError: there is no memory for the keys and values of the batch.
             UnsupportedError: the model's numbers overflow in this dtype.
         """
@@ -109,6 +109,8 @@ class LLM:
     def _prepare(
         self, prompts: Prompt | Sequence_[Prompt], params: SamplingParams | None, changes: dict[str, Any]
     ) -> list[Sequence]:
+        if not self._end.alive:
+            raise RequestError("this model has been closed", "make another LLM of it")
         params = _change(SamplingParams() if params is None else params, changes)
         batch = [self._encode(prompt) for prompt in read_prompts(prompts)]
         return [self._sequence(index, ids, params) for index, ids in enumerate(batch)]

@@ -13,7 +13,7 @@ from moesaic.checkpoint import paged as paged_room
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.load import load_model
 from moesaic.checkpoint.paged import PagedModel, open_paged_model
-from moesaic.errors import CheckpointError, ConfigError, MemoryBudgetError
+from moesaic.errors import CheckpointError, ConfigError, MemoryBudgetError, RequestError
 from moesaic.infer.engine import LLM
 from moesaic.infer.runner import Runner
 from moesaic.infer.sequence import Sequence
@@ -187,6 +187,14 @@ def test_no_thread_is_left_when_a_model_is_refused(ids_folder: Path) -> None:
     with pytest.raises(MemoryBudgetError):
         LLM(ids_folder, memory="1MiB")
     assert _disk_threads() <= before
+
+
+@pytest.mark.parametrize("memory", [None, "1GiB"])
+def test_closed_model_refuses_to_generate(ids_folder: Path, memory: str | None) -> None:
+    llm = LLM(ids_folder, memory=memory)
+    llm.close()
+    with pytest.raises(RequestError, match="has been closed"):
+        llm.stream(PROMPTS)
 
 
 def test_threads_end_when_all_has_been_read_or_the_model_is_closed_or_forgotten(ids_folder: Path) -> None:
