@@ -13,6 +13,7 @@ import torch
 from moesaic.bench.random_model import save_random_model
 from moesaic.bench.worker import Answer, ask_worker
 from moesaic.checkpoint.folder import CONFIG
+from moesaic.checkpoint.repack import repack_model
 from moesaic.config.load import check_section
 from moesaic.config.model import ModelConfig
 from moesaic.errors import UnsupportedError
@@ -50,6 +51,7 @@ class Programs:
         new_tokens: int,
         sequences: int = 1,
         limit_bytes: int | None = None,
+        bits: int | None = None,
         **changes: Any,
     ) -> Answer:
         """Run a program once, from cold files.
@@ -58,6 +60,7 @@ class Programs:
             name: 'moesaic', 'llama' or 'transformers'.
             prompt_tokens, new_tokens, sequences: the work.
             limit_bytes: of memory, page cache included; None: none.
+            bits: of moesaic's weights, 8 or 4, which are written first if they never were; None: as they are.
             changes: of the request, such as memory=2**32 for moesaic.
 
         Raises:
@@ -76,13 +79,20 @@ class Programs:
             "rounds": 1,
             "logits": None,
             **self._own(name, limit_bytes),
+            **({} if bits is None else {"model": str(self._round(bits))}),
             **changes,
         }
         if name == "llama" and not self.gguf.is_file():
             raise UnsupportedError(f"there is no '{self.gguf}' for llama.cpp", "make peers")
         python = self.peers / "bin" / "python" if name == "llama" else Path(sys.executable)
-        cold = [self.gguf if name == "llama" else self.folder]
+        cold = [self.gguf if name == "llama" else Path(request["model"])]
         return ask_worker(python, name, request, limit_bytes, cold, timeout_s=1800)
+
+    def _round(self, bits: int) -> Path:
+        folder = self.folder.with_name(f"{self.folder.name}-int{bits}")
+        if not folder.exists():
+            repack_model(self.folder, folder, bits, core_bits=8)
+        return folder
 
     def _own(self, name: str, limit_bytes: int | None) -> Mapping[str, Any]:
         if name == "llama":

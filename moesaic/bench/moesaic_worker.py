@@ -3,15 +3,16 @@
 It reads one JSON object from standard input and answers with one:
 
     {"model": FOLDER, "prompts": [[ID, ...], ...], "new_tokens": N, "rounds": N, "threads": N,
-     "memory": BYTES or null, "resident": SHARE or null, "policy": NAME, "trace": FILE or null,
+     "memory": BYTES or null, "resident": SHARE or null, "policy": NAME, "trace": FILE or "even" or null,
      "next": [[ID, ...], ...] or null, "logits": FILE or null}
     {"version": ..., "load_s": ..., "prefill_s": [...], "steps_s": [[...], ...], "tokens": [[ID, ...], ...],
      "stats": [...], "sizes": {...}, "disk_gb_per_s": [before, after], "memory_gb_per_s": ...}
 
 `resident` asks for as much memory as holds this share of the experts, in place of `memory`. With a `trace` each token
-takes the experts of a line of it, in turn, whatever its router says. `next` holds the tokens that follow each prompt,
-the model's own where it is null: a model of random weights repeats itself, and so would the experts it needs. `stats`
-are those before the first round, then after the first and the last pass of each. `sizes` are those of `ModelSizes`.
+takes the experts of a line of it, in turn, whatever its router says; with "even", experts that are drawn. `next` holds
+the tokens that follow each prompt, the model's own where it is null: a model of random weights repeats itself, and so
+would the experts it needs. `stats` are those before the first round, then after the first and the last pass of each.
+`sizes` are those of `ModelSizes`.
 """
 
 import json

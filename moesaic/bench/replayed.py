@@ -1,6 +1,11 @@
-"""A recorded routing in place of a router's own choice: random weights route evenly, and hide every cache policy."""
+"""A recorded or an even routing in place of a router's own choice.
+
+Random weights have no favourites among experts, as a cache policy would need, and yet, in deep layers, they choose
+nearly the same ones for every token that follows another: neither a text's routing nor an even one.
+"""
 
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,9 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from moesaic.errors import DataError
-from moesaic.memory.replay import read_trace
+from moesaic.memory.replay import Trace, read_trace
 from moesaic.models.model import LanguageModel
 from moesaic.nn.moe.router import Router, Routing
+
+# In place of a recorded trace.
+EVEN = "even"
+_NUM_DRAWN = 1024
 
 
 class ReplayedRouter(nn.Module):
@@ -33,9 +42,22 @@ class ReplayedRouter(nn.Module):
         return replace(routing, expert_ids_N=expert_ids_N, chosen_expert_ids=expert_ids_N)
 
 
+def draw_evenly(model: LanguageModel) -> Trace:
+    """Return the routing of some tokens, each of whose choices is independent of all others."""
+    drawn, config = random.Random(0), model.config
+    return [
+        [sorted(drawn.sample(range(config.num_experts), config.experts_per_token)) for _ in model.moe_layers()]
+        for _ in range(_NUM_DRAWN)
+    ]
+
+
 @contextmanager
 def replay_routing(model: LanguageModel, trace: Path | str | None) -> Iterator[None]:
-    """Let a model's layers take the experts of a recorded trace for as long as this lasts; None: its own.
+    """Let a model's layers take other experts than their own choice for as long as this lasts.
+
+    Args:
+        model: whose routers are replaced meanwhile.
+        trace: a recorded one; `EVEN`: drawn, every expert as often as another; None: the model's own.
 
     Raises:
         DataError: the trace cannot be read, or is of a model of other sizes.
@@ -43,7 +65,7 @@ def replay_routing(model: LanguageModel, trace: Path | str | None) -> Iterator[N
     if trace is None:
         yield
         return
-    lines = read_trace(Path(trace))
+    lines = draw_evenly(model) if trace == EVEN else read_trace(Path(trace))
     mixtures = model.moe_layers()
     config = model.config
     counts = {(len(line), len(experts)) for line in lines for experts in line}

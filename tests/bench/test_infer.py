@@ -2,18 +2,20 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from moesaic.bench import infer
+from moesaic.bench import generation, infer
 from moesaic.bench.generation import Programs, rates_of
 from moesaic.bench.infer import Work, bench_infer
-from moesaic.bench.replayed import replay_routing
+from moesaic.bench.replayed import draw_evenly, replay_routing
 from moesaic.bench.worker import Answer, ask_worker
 from moesaic.checkpoint.export import export_model
+from moesaic.checkpoint.stored import open_model
 from moesaic.errors import DataError, MoesaicError, UnsupportedError
 from moesaic.testing.tiny import tiny_model
 
@@ -132,12 +134,76 @@ def test_peer_that_fails_is_told_with_the_reason_when_programs_take_turns(
     monkeypatch.setattr(Programs, "ask", ask)
     work = Work(Programs(folder, tmp_path / "gguf", tmp_path, tmp_path, 61, 1), None, 1, 4)
     result = bench_infer(work, ["decode", "traced"], lambda _: None)
-    (case,) = result["cases"]
+    case, even = result["cases"]
     assert case["llama"] == {"refused": "llama.cpp is out"}
-    assert [(row["figure"], row["found"], row["met"]) for row in case["targets"]] == [
-        ("moesaic / llama", None, False),
-        ("moesaic / transformers", 10.0, True),
-    ]
+    for each in (case, even):
+        assert [(row["figure"], row["found"], row["met"]) for row in each["targets"]] == [
+            ("moesaic / llama", None, False),
+            ("moesaic / transformers", 10.0, True),
+        ]
+
+
+def test_experts_are_drawn_evenly_and_each_time_the_same() -> None:
+    drawn = draw_evenly(tiny_model())
+    assert drawn == draw_evenly(tiny_model())
+    counts = Counter((layer, expert) for line in drawn for layer, experts in enumerate(line) for expert in experts)
+    assert counts.total() == len(drawn) * 2 * 2
+    assert max(counts.values()) < 1.2 * min(counts.values())
+    assert len(counts) == 2 * 5
+
+
+def test_prefill_is_held_against_the_bytes_that_each_prompt_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stats = [{"bytes_read": count * 10**9} for count in (1, 9, 9, 13, 13, 16, 16)]
+
+    def ask(self: Programs, *_: object, limit_bytes: int | None = None, **__: object) -> Answer:
+        return _answer(prefill_s=[8.0, 4.0, 3.0] if limit_bytes else [2.0, 1.5, 1.0], stats=stats)
+
+    monkeypatch.setattr(Programs, "ask", ask)
+    work = Work(Programs(folder, tmp_path, tmp_path, tmp_path, 61, 1), None, 1, 4)
+    (case,) = bench_infer(work, ["prefill"], lambda _: None)["cases"]
+    assert case["compute_s"] == 1.5
+    assert case["gb_read"] == [8.0, 4.0, 3.0]
+    assert case["first_over_limit"] == 2.0, "8 GB at 2 GB/s"
+    assert case["over_limit"] == 2.0, "4 s for 4 GB at 2 GB/s, 3 s for what computing takes"
+    assert not case["targets"][0]["met"]
+
+
+def test_batch_is_held_against_what_its_misses_leave(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(self: Programs, *_: object, sequences: int, **__: object) -> Answer:
+        before = _answer().values["stats"][0]
+        stats = [before, before, before | {"hits": 6, "misses": 2 * sequences}]
+        return _answer(tokens=[[1]] * sequences, stats=stats, steps_s=[[float(sequences) / 2] * 2])
+
+    monkeypatch.setattr(Programs, "ask", ask)
+    work = Work(Programs(folder, tmp_path, tmp_path, tmp_path, 61, 1), None, 1, 4)
+    cases = bench_infer(work, ["batches"], lambda _: None)["cases"]
+    assert [case["over_one"] for case in cases] == [1.0] * 6
+    assert [case["bound"] for case in cases] == [1.0] * 6
+    assert [case["targets"][0]["met"] for case in cases if "targets" in case] == [False]
+
+
+def test_low_bits_are_written_once_and_held_against_exact_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = tmp_path / "model"
+    export_model(tiny_model(dtype=torch.bfloat16), wide)
+    asked: list[str] = []
+
+    def answer(python: Path, name: str, request: dict[str, Any], *_: object, **__: object) -> Answer:
+        asked.append(Path(request["model"]).name)
+        return _answer(steps_s=[[{"model": 1.0, "model-int8": 0.5, "model-int4": 0.25}[asked[-1]]] * 2])
+
+    monkeypatch.setattr(generation, "ask_worker", answer)
+    work = Work(Programs(wide, tmp_path, tmp_path, tmp_path, 61, 1), None, 2, 4)
+    eight, four = bench_infer(work, ["low-bits"], lambda _: None)["cases"]
+    assert asked == ["model", "model-int8", "model-int4"] * 2
+    assert (eight["over_exact"], four["over_exact"]) == (2.0, 4.0)
+    assert [row["met"] for row in eight["targets"]] == [True]
+    assert open_model(tmp_path / "model-int4").bits == 4
 
 
 def test_llama_is_refused_when_it_has_no_weights(folder: Path, tmp_path: Path) -> None:
