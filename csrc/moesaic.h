@@ -15,7 +15,7 @@ extern "C" {
 #define MOESAIC_API __attribute__((visibility("default")))
 
 // Of this file: raised when a function or a struct changes, and asked for by who opens the library.
-#define MOESAIC_INTERFACE 4
+#define MOESAIC_INTERFACE 5
 MOESAIC_API int moesaic_interface(void);
 
 enum { MOESAIC_FLOAT32 = 0, MOESAIC_BFLOAT16 = 1 };
@@ -70,7 +70,7 @@ typedef struct {
 MOESAIC_API int moesaic_mixture_backward_scratch(const MoesaicMixture* mixture, int64_t* bytes);
 MOESAIC_API int moesaic_mixture_backward(const MoesaicMixture* mixture, const MoesaicMixtureGradients* gradients);
 
-// The forward pass with weights of 8 or 4 bits, which lie as quant.h says.
+// The forward pass with weights of 8 or 4 bits, which lie as quant.h says; without gate_up a grouped product as above.
 typedef struct {
     MoesaicMixture mixture;       // gate_up: blocks of 16 gate rows over 16 up rows; down: blocks of 32 rows
     const float* gate_up_scales;  // [S, blocks, 32]

@@ -3,7 +3,7 @@
 // As `mixture_forward.h`, but tokens are int8. The gated values of a row share one scale, which is known when the whole
 // row is: gate_up leaves floats, lane by lane as they come, and down quantises them into panels when it takes a segment.
 // With many segments each is one thread's from end to end, and its floats stay in that thread's cache; else threads share
-// the blocks of all.
+// the blocks of all. A grouped product takes its rows to down as they come.
 #pragma once
 
 #include "mixture.h"
@@ -21,11 +21,13 @@ class QuantisedForward : Mixture<Isa> {
     QuantisedForward(const MoesaicQuantised& quantised, void* scratch)
         : Base(quantised.mixture),
           bits(quantised.bits),
-          in_strips(strips_of(D)),
+          is_product(m.gate_up == nullptr),
+          in_width(is_product ? F : D),
+          in_strips(strips_of(in_width)),
           mid_strips(strips_of(F)),
           gate_up(m.gate_up, m.gate_up_stride, quantised.gate_up_scales, quantised.gate_up_scales_stride, in_strips,
-                  mid_strips * 4, bits),
-          down(m.down, m.down_stride, quantised.down_scales, quantised.down_scales_stride, mid_strips, in_strips * 2, bits),
+                  is_product ? 0 : mid_strips * 4, bits),
+          down(m.down, m.down_stride, quantised.down_scales, quantised.down_scales_stride, mid_strips, strips_of(D) * 2, bits),
           segments(m, Base::rows_together((in_strips > mid_strips ? in_strips : mid_strips) * kStripBytes), false),
           by_segment(segments.size() >= 8 * num_threads),
           memory(scratch) {
@@ -58,7 +60,7 @@ class QuantisedForward : Mixture<Isa> {
                 for (int64_t block = 0; block < gate_up.blocks; ++block)
                     gate_block(thread, s, block, block + 1 < gate_up.blocks ? at(gate_up, s, block + 1) : at(down, s, 0));
                 for (int64_t block = 0; block < down_blocks; ++block)
-                    down_block(thread, s, block, block + 1 < down_blocks ? at(down, s, block + 1) : first_of(gate_up, s + 1), to);
+                    down_block(thread, s, block, block + 1 < down_blocks ? at(down, s, block + 1) : first_of(s + 1), to);
             });
             gate_work.run(i, [&](int64_t s, int64_t block) { gate_block(thread, s, block, next(gate_work, gate_up, s, block)); });
             if (!by_segment) barrier();
@@ -100,7 +102,7 @@ class QuantisedForward : Mixture<Isa> {
         return stream > product ? stream : product;
     }
 
-    int64_t gated_floats() const { return mid_strips * kStripBytes * kLanes; }  // of a panel
+    int64_t gated_floats() const { return is_product ? 0 : mid_strips * kStripBytes * kLanes; }  // of a panel
 
     float* gated_at(const Thread& thread, int64_t s, int64_t panel) const {
         return by_segment ? thread.gated + panel * gated_floats() : gated + (segments[s].first_panel + panel) * gated_floats();
@@ -113,8 +115,8 @@ class QuantisedForward : Mixture<Isa> {
             const T* lanes[kLanes];
             const int64_t first = panel * kLanes, left = segment.num_rows - first;
             const int count = left < kLanes ? int(left) : kLanes;
-            for (int lane = 0; lane < count; ++lane) lanes[lane] = hidden + Base::token_of(segment.first_row + first + lane) * D;
-            Isa::pack_tokens(lanes, count, D, thread.bytes, thread.tokens + panel * in_strips * kPanelStripBytes,
+            for (int lane = 0; lane < count; ++lane) lanes[lane] = hidden + Base::token_of(segment.first_row + first + lane) * in_width;
+            Isa::pack_tokens(lanes, count, in_width, thread.bytes, thread.tokens + panel * in_strips * kPanelStripBytes,
                              thread.scales + first);
         }
         if (segment.num_rows == 1) Isa::take_lane(thread.tokens, in_strips, thread.bytes);
@@ -138,7 +140,7 @@ class QuantisedForward : Mixture<Isa> {
     const char* next(const Work& work, const Matrix& w, int64_t s, int64_t block) const {
         return work.next(s, block) ? at(w, s, block) : nullptr;
     }
-    const char* first_of(const Matrix& w, int64_t s) const { return s < segments.size() ? at(w, s, 0) : nullptr; }
+    const char* first_of(int64_t s) const { return s < segments.size() ? at(is_product ? down : gate_up, s, 0) : nullptr; }
 
     // Multiply a block with the packed tokens and call finish(pair, panels of the pair) after each pair of panels.
     template <class Done>
@@ -176,7 +178,8 @@ class QuantisedForward : Mixture<Isa> {
     }
 
     void down_block(Thread& thread, int64_t s, int64_t block, const char* next, T* to) const {
-        pack_gated(thread, s);
+        if (is_product) pack_hidden(thread, s);
+        else pack_gated(thread, s);
         const int64_t d = block * kBlock;
         const int columns = D - d < kBlock ? int(D - d) : kBlock;
         multiply(down, thread, s, block, next, [&](int64_t pair, int) {
@@ -189,7 +192,8 @@ class QuantisedForward : Mixture<Isa> {
     }
 
     const int bits;
-    const int64_t in_strips, mid_strips;
+    const bool is_product;
+    const int64_t in_width, in_strips, mid_strips;  // of hidden; of it and of what down takes
     const Matrix gate_up, down;
     const Segments segments;
     const bool by_segment;

@@ -18,7 +18,7 @@ ISA_VARIABLE = "MOESAIC_ISA"
 NONE = "none"
 NOT_BUILT = "the library was not built: no C++ compiler was found at installation"
 
-_INTERFACE = 4  # of csrc/moesaic.h
+_INTERFACE = 5  # of csrc/moesaic.h
 _TAKE_TWO_POINTERS = (
     "moesaic_mixture_forward",
     "moesaic_mixture_backward",
