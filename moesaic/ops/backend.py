@@ -65,6 +65,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "mix_experts_quantised": (_COMPILED_MIXTURE, _TORCH),
     "mix_in_waves": (_COMPILED_MIXTURE, _TORCH),
     "linear": (_COMPILED_MIXTURE, _TORCH),
+    "quantised_linear": (_COMPILED_MIXTURE, _TORCH),
 }
 
 

@@ -23,6 +23,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     is_few = x.dtype == torch.bfloat16 == weight.dtype and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
     if not is_few or torch.is_grad_enabled() or choose_backend("linear", x) != "compiled":
         return functional.linear(x, weight, bias)
-    rows_NK = x.reshape(-1, x.shape[-1]).contiguous()
+    rows_NK = x.reshape(-1, x.shape[-1])
     out = compiled.multiply(rows_NK, weight.contiguous()).view(*x.shape[:-1], len(weight))
     return out if bias is None else out + bias

@@ -1,4 +1,4 @@
-"""Expert weights of 8 or 4 bits: made, stored, read back.
+"""Weights of 8 or 4 bits, of experts and of single matrices: made, stored, read back.
 
 A weight is an integer times the float32 scale of its channel, a row of gate_up or down. Of 8 bits it is the nearest of
 -127..127. Of 4 bits it is nibble times multiplier, -8..7 times 1..16, with one multiplier for each group of 64 along
@@ -6,11 +6,12 @@ the row: groups have steps of their own, and still every product is one of int8.
 
 Stored are the blocks that the kernels multiply (csrc/quant.h), 32 channels by 64 depths, zeros beyond the edges:
 
-    down        rows 0..31 | 32..63 | ...
+    down        rows 0..31 | 32..63 | ...    (so does a matrix alone)
     gate_up     gate rows 0..15, up rows 0..15 | gate rows 16..31, up rows 16..31 | ...
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,9 @@ _FINER_STEPS = 3
 TOKEN_DTYPES = (torch.float32, torch.bfloat16)
 # An int32 holds the sum of so many products of int8.
 MAX_DEPTH = 2**17 - 64
+# Of a matrix alone, that are rounded or widened at a time: a table of words has so many that all at once would take
+# several times its memory. A multiple of what blocks are padded to.
+_CHANNELS_TOGETHER = 2048
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,73 @@ def signal_to_noise_db(original: Tensor, restored: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class QuantisedMatrix:
+    """A matrix [channels, depth] with weights of 8 bits, by itself.
+
+    Attributes:
+        blocks: [blocks, strips, 32, 64] int8.
+        scales: [blocks, 32] float32.
+        channels, depth: of the matrix.
+    """
+
+    blocks: Tensor
+    scales: Tensor
+    channels: int
+    depth: int
+
+
+def quantise_matrix(matrix: Tensor) -> QuantisedMatrix:
+    """Round a matrix [channels, depth] of any floating dtype to 8 bits.
+
+    Raises:
+        UnsupportedError: the shape or dtype is another, a weight is not finite, there is no channel, or the depth
+            is 0 or more than `MAX_DEPTH`.
+    """
+    check_tensor("matrix", matrix, (None, None))
+    if not matrix.is_floating_point():
+        raise UnsupportedError(f"matrix holds {matrix.dtype}", "give it in a floating dtype")
+    channels, depth = matrix.shape
+    if channels == 0 or not 0 < depth <= MAX_DEPTH:
+        raise UnsupportedError(
+            f"matrix has the shape ({channels}, {depth})", f"quantise one or more rows of 1 to {MAX_DEPTH}"
+        )
+    parts = [_quantise("matrix", _pad(rows, 2 * _BLOCK), 8) for rows in matrix.split(_CHANNELS_TOGETHER)]
+    blocks, scales = (torch.cat(each) for each in zip(*parts, strict=True))
+    return QuantisedMatrix(blocks, scales, channels, depth)
+
+
+def quantised_matrix_shapes(channels: int, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of blocks and scales of a matrix [channels, depth]."""
+    shapes = quantised_shapes(channels, depth, 8)
+    return shapes["down"][0], shapes["down_scales"][0]
+
+
+def matrix_to_noise_db(original: Tensor, rounded: QuantisedMatrix) -> float:
+    """Return `signal_to_noise_db` of a matrix; infinite where nothing was lost."""
+    signal = noise = 0.0
+    for rows, part in zip(original.split(_CHANNELS_TOGETHER), integer_parts(rounded), strict=True):
+        restored = part.integers * part.scales[:, None]
+        signal += rows.double().square().sum().item()
+        noise += (restored.double() - rows.double()).square().sum().item()
+    return 10 * math.log10(signal / noise) if noise > 0 else math.inf
+
+
+@dataclass(frozen=True)
 class IntegerMatrix:
-    """A matrix of one expert: integers [channels, depth] as int8 and float32 scales [channels]."""
+    """A matrix, or some of its channels: integers [channels, depth] as int8 and float32 scales [channels]."""
 
     integers: Tensor
     scales: Tensor
+
+
+def integer_parts(matrix: QuantisedMatrix) -> Iterator[IntegerMatrix]:
+    """Read the integers of a matrix, some channels after others."""
+    blocks_together = _CHANNELS_TOGETHER // _BLOCK
+    parts = zip(matrix.blocks.split(blocks_together), matrix.scales.split(blocks_together), strict=True)
+    left = matrix.channels
+    for blocks, scales in parts:
+        yield IntegerMatrix(_flatten(blocks)[:left, : matrix.depth], scales.flatten()[:left])
+        left -= min(left, _CHANNELS_TOGETHER)
 
 
 def integers_of(experts: QuantisedExperts, expert: int) -> tuple[IntegerMatrix, IntegerMatrix]:
@@ -221,7 +287,7 @@ def _to_blocks(matrix: Tensor) -> Tensor:
 
 
 def _flatten(blocks: Tensor) -> Tensor:
-    """Return the integers of blocks as [C, L]."""
+    """Return the integers of blocks as [channels, depth]."""
     if blocks.dtype == torch.uint8:
         rows = blocks[:, :, :_BLOCK].to(torch.int16)
         nibbles = torch.cat([rows & 15, rows >> 4], dim=-1)

@@ -1,7 +1,6 @@
 """The mixture of experts with low-bit weights: inference only.
 
-A token is quantised to -127..127 by the largest magnitude of its row; products of integers are summed exactly and only
-then scaled, (sum * channel scale) * token scale in float32. silu(gate) * up is float32, quantised the same way, row by
+Rows are quantised and multiplied as `quantised_linear` says. silu(gate) * up is float32, quantised the same way, row by
 row, and multiplied with down. So a row's result depends on that row alone, and backends differ by the last bits of
 silu and of the sum over a token's experts. A row that holds NaN or infinity gives NaN.
 """
@@ -10,16 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moesaic.errors import UnsupportedError
 from moesaic.ops.backend import choose_backend
 from moesaic.ops.cpu import quantised_mixture as compiled
 from moesaic.ops.expert_mlp import list_counts, list_runs
 from moesaic.ops.permutation import Permutation
 from moesaic.ops.permute import as_permutation, check_routing, combine, permute
-from moesaic.ops.quant import TOKEN_DTYPES, IntegerMatrix, QuantisedExperts, integers_of
+from moesaic.ops.quant import QuantisedExperts, integers_of
+from moesaic.ops.quantised_linear import check_token_dtype, multiply_integers
 from moesaic.ops.tensor import check_no_gradients, check_tensor
-
-_MIN_MAGNITUDE = 1e-30  # as in csrc/quant.h
 
 
 def mix_experts_quantised(
@@ -50,16 +47,15 @@ def check_tokens(name: str, tokens_TD: Tensor, experts: QuantisedExperts) -> Non
     Raises:
         UnsupportedError: the shape, dtype or device is another.
     """
-    if tokens_TD.dtype not in TOKEN_DTYPES:
-        raise UnsupportedError(f"{name} holds {tokens_TD.dtype}", "give it as float32 or bfloat16")
+    check_token_dtype(name, tokens_TD)
     check_tensor(name, tokens_TD, (None, experts.width), device=experts.gate_up.device)
 
 
 def apply_quantised_expert(rows_ND: Tensor, experts: QuantisedExperts, expert: int) -> Tensor:
     """Return [N, D]: one expert of its rows, [N, D], in torch."""
     gate_up, down = integers_of(experts, expert)
-    gate, up = _multiply(rows_ND.float(), gate_up).chunk(2, dim=1)
-    return _multiply(functional.silu(gate) * up, down).to(rows_ND.dtype)
+    gate, up = multiply_integers(rows_ND.float(), gate_up).chunk(2, dim=1)
+    return multiply_integers(functional.silu(gate) * up, down).to(rows_ND.dtype)
 
 
 def _mix_in_torch(hidden_TD: Tensor, weights_N: Tensor, experts: QuantisedExperts, permutation: Permutation) -> Tensor:
@@ -68,13 +64,3 @@ def _mix_in_torch(hidden_TD: Tensor, weights_N: Tensor, experts: QuantisedExpert
     for expert, run in list_runs(list_counts(permutation.counts_E, len(rows_ND))):
         out_ND[run] = apply_quantised_expert(rows_ND[run], experts, expert)
     return combine(out_ND, weights_N, permutation)
-
-
-def _multiply(rows: Tensor, matrix: IntegerMatrix) -> Tensor:
-    """Quantise rows and multiply; float64 holds every sum exactly."""
-    most = rows.abs().amax(1, keepdim=True).clamp_min(_MIN_MAGNITUDE)
-    finite = most.isfinite()
-    token_scales = torch.where(finite, most / 127, torch.nan)
-    integers = torch.where(finite, (rows * (127 / most)).round(), 0.0)
-    sums = integers.double() @ matrix.integers.double().t()
-    return sums.float() * matrix.scales * token_scales

@@ -65,6 +65,35 @@ class Described:
         )
 
 
+class DescribedProduct:
+    """Rows and a matrix as the kernels read them, a grouped product of one expert, alive as long as this.
+
+    Attributes:
+        mixture: what points at them; it has no gate_up.
+    """
+
+    def __init__(self, rows_NK: Tensor, weight: Tensor, width: int) -> None:
+        chosen = choose_instruction_set()
+        assert isinstance(chosen, InstructionSet), "the caller asked explain_refusal"
+        rows_NK = rows_NK.contiguous()
+        num_rows, depth = rows_NK.shape
+        counts = ctypes.c_int64(num_rows)
+        self._alive = rows_NK, weight, counts
+        self.mixture = Mixture(
+            chosen.number,
+            DTYPES[rows_NK.dtype],
+            torch.get_num_threads(),
+            num_rows,
+            num_rows,
+            width,
+            depth,
+            1,
+            counts=ctypes.addressof(counts),
+            hidden=address_of(rows_NK),
+            down=address_of(weight),
+        )
+
+
 def as_slots(tensor: Tensor) -> tuple[Tensor, int]:
     """Return what holds an item for each expert, items in one piece each, and the bytes from one to the next.
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from moesaic.ops.permutation import Permutation
-from moesaic.ops.quant import IntegerMatrix, QuantisedExperts, integers_of
+from moesaic.ops.quant import QuantisedExperts, integers_of
+from moesaic.ops.reference.quantised_linear import multiply
 
 
 def mix_experts_quantised(
@@ -18,21 +19,7 @@ def mix_experts_quantised(
             row = int(permutation.inverse_N[pair])
             expert = int((permutation.counts_E.cumsum(0) <= row).sum())
             gate_up, down = integers_of(experts, expert)
-            gate, up = _multiply(hidden_TD[token].float(), gate_up).chunk(2)
-            result = _multiply(gate / (1 + torch.exp(-gate)) * up, down).to(hidden_TD.dtype)
+            gate, up = multiply(hidden_TD[token].float(), gate_up).chunk(2)
+            result = multiply(gate / (1 + torch.exp(-gate)) * up, down).to(hidden_TD.dtype)
             out_TD[token] += result.float() * weights_N[pair].float()
     return out_TD.to(hidden_TD.dtype)
-
-
-def quantise(row: Tensor) -> tuple[list[int], Tensor]:
-    """Return the integers of a row and their scale."""
-    most = row.abs().max().clamp_min(1e-30)
-    if not most.isfinite():
-        return [0] * len(row), torch.tensor(torch.nan)
-    return [int(each) for each in (row * (127 / most)).round()], most / 127
-
-
-def _multiply(row: Tensor, matrix: IntegerMatrix) -> Tensor:
-    integers, scale = quantise(row)
-    sums = [sum(a * b for a, b in zip(integers, channel, strict=True)) for channel in matrix.integers.tolist()]
-    return torch.tensor(sums, dtype=torch.int64).float() * matrix.scales * scale
