@@ -8,6 +8,7 @@ from moesaic.nn.cache import KVCache
 from moesaic.nn.decoder import Decoder, DecoderOutput
 from moesaic.nn.linear import Linear
 from moesaic.nn.moe.layer import MoELayer
+from moesaic.nn.quantised_linear import QuantisedLinear
 from moesaic.ops.linear import linear
 from moesaic.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -60,8 +61,10 @@ class LanguageModel(nn.Module):
         return {index: moe for index, moe in found.items() if isinstance(moe, MoELayer)}
 
     def num_parameters(self) -> tuple[int, int]:
-        """Return (all parameters, those active for one token)."""
+        """Return (all parameters, those active for one token); a weight of 8 bits is one."""
         total = sum(parameter.numel() for parameter in self.parameters())
+        rounded = (module for module in self.modules() if isinstance(module, QuantisedLinear))
+        total += sum(module.in_features * module.out_features for module in rounded)
         config = self.config
         expert = 3 * config.hidden_size * config.expert_width
         moe_layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))

@@ -18,7 +18,12 @@ _MIN_MAGNITUDE = 1e-30  # as in csrc/quant.h
 
 
 def quantised_linear(x: Tensor, matrix: QuantisedMatrix, bias: Tensor | None = None) -> Tensor:
-    """Map [..., depth] of float32 or bfloat16 by a matrix [channels, depth] to [..., channels], and add a bias [channels].
+    """Map [..., depth] to [..., channels].
+
+    Args:
+        x: [..., depth] of float32 or bfloat16.
+        matrix: from `quantise_matrix`.
+        bias: [channels] of the dtype of x.
 
     Raises:
         UnsupportedError: a tensor has another shape, dtype or device, or asks for a gradient.
