@@ -36,8 +36,13 @@ def convert_to_hf(source: str, target: Path, dtype: str | None) -> bool:
 
 
 def convert_to_moesaic(
-    source: str, target: Path, bits: int | None, dtype: str | None, on_progress: Progress
+    source: str,
+    target: Path,
+    bits: int | None,
+    dtype: str | None,
+    on_progress: Progress,
+    core_bits: int | None = None,
 ) -> PageIndex:
     """Write a repacked model `target` from the same; arguments and errors are those of `repack_model`."""
     choose_dtype(dtype)
-    return repack_model(find_model(source), target, bits, dtype, on_progress)
+    return repack_model(find_model(source), target, bits, dtype, on_progress, core_bits)

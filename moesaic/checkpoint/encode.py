@@ -1,4 +1,4 @@
-"""The record of an expert, made from its weights: as they are, or rounded to a few bits."""
+"""Weights as they are to be written, as they are or rounded to a few bits: the record of an expert, a matrix."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,14 @@ from torch import Tensor
 
 from moesaic.memory.page import PageLayout
 from moesaic.memory.pool import Pool
-from moesaic.ops.quant import dequantise, quantise_experts, signal_to_noise_db
+from moesaic.ops.quant import (
+    QuantisedMatrix,
+    dequantise,
+    matrix_to_noise_db,
+    quantise_experts,
+    quantise_matrix,
+    signal_to_noise_db,
+)
 
 
 class Encoder:
@@ -50,4 +57,18 @@ class Encoder:
             slots.copy_(getattr(quantised, name))
         restored = zip(originals.items(), dequantise(quantised), strict=True)
         decibels = {name: signal_to_noise_db(original, rounded).item() for (name, original), rounded in restored}
-        return {name: round(each, 2) if math.isfinite(each) else None for name, each in decibels.items()}
+        return {name: _to_two_digits(each) for name, each in decibels.items()}
+
+
+def encode_matrix(weight: Tensor) -> tuple[QuantisedMatrix, float | None]:
+    """Round a matrix [channels, depth] of any floating dtype to 8 bits; return it, and the cost as `Encoder` does.
+
+    Raises:
+        UnsupportedError: a weight is not finite.
+    """
+    matrix = quantise_matrix(weight)
+    return matrix, _to_two_digits(matrix_to_noise_db(weight, matrix))
+
+
+def _to_two_digits(decibels: float) -> float | None:
+    return round(decibels, 2) if math.isfinite(decibels) else None

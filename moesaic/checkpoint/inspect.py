@@ -17,7 +17,7 @@ def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
 
     Returns:
         Counts and bytes: the dense core is what every token uses, an expert page is all tensors of one expert, or its
-        record. Of experts that were rounded, their bits, and the `signal_to_noise_db` of the one that lost most.
+        record. Of experts and dense core that were rounded, their bits, and the `signal_to_noise_db` of what lost most.
 
     Raises:
         MoesaicError: as `open_model`.
@@ -58,9 +58,14 @@ def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
 
 
 def _describe_rounding(opened: StoredModel) -> dict[str, Any]:
-    """Return the bits of experts that were rounded, and the least signal to noise of any of them; else nothing."""
+    """Return the bits of weights that were rounded, and the least signal to noise of any of them; else nothing."""
     if opened.repacked is None or opened.bits is None:
         return {}
     files = opened.repacked.index.files.values()
     decibels = [each for file in files for known in file.decibels.values() for each in known if each is not None]
-    return {"expert_bits": opened.bits, "worst_expert_decibels": min(decibels, default=None)}
+    facts = {"expert_bits": opened.bits, "worst_expert_decibels": min(decibels, default=None)}
+    index = opened.repacked.index
+    if index.core_bits is not None:
+        known = [each for each in index.core_decibels.values() if each is not None]
+        facts |= {"core_bits": index.core_bits, "worst_core_decibels": min(known, default=None)}
+    return facts

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from moesaic.checkpoint.folder import find_model
+from moesaic.checkpoint.mapping import quantised_dtype
 from moesaic.checkpoint.pieces import pieces_of
 from moesaic.checkpoint.records import read_stacked
 from moesaic.checkpoint.stored import StoredModel, open_model
+from moesaic.checkpoint.tensors import DTYPES as STORED_DTYPES
 from moesaic.errors import ConfigError
 from moesaic.memory.disk import Disk
 from moesaic.models.model import LanguageModel
@@ -94,6 +96,9 @@ def read_each(stored: StoredModel, dtype: torch.dtype, disk: Disk) -> Iterator[t
 
 def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that a parameter gets in a model of a dtype."""
+    fixed = quantised_dtype(name)
+    if fixed is not None:
+        return STORED_DTYPES[fixed]
     # The balancing bias stays float32: it is moved in steps that bf16 cannot hold.
     return torch.float32 if name.endswith("selection_bias") else dtype
 

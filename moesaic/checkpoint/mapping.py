@@ -15,6 +15,8 @@ from moesaic.models.spec import FamilySpec
 
 Shape = tuple[int, ...]
 _EMBEDDING, _HEAD = "decoder.embedding.weight", "head.weight"
+# What a linear map of 8 bits has in place of its weight, by the last part of the name, and its dtype.
+_QUANTISED = {"blocks": "I8", "scales": "F32"}
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ def plan_sources(parameters: dict[str, Shape], family: FamilySpec | None, stored
             missing.append(absent[0])
             continue
         sources[name] = found
-        expected = _stored_shape(shape, found)
+        expected, fixed = _stored_shape(shape, found), quantised_dtype(name)
+        dtypes = list(FLOATS) if fixed is None else [fixed]
         for each in found.names:
             entry = stored.stored[each]
             if entry.shape != expected:
                 wrong.append(f"'{each}' has shape {list(entry.shape)}, expected {list(expected)}")
-            elif entry.dtype not in FLOATS:
-                wrong.append(f"'{each}' has dtype {entry.dtype}, expected one of {', '.join(FLOATS)}")
+            elif entry.dtype not in dtypes:
+                wrong.append(f"'{each}' has dtype {entry.dtype}, expected one of {', '.join(dtypes)}")
     strange = [each for each in stored.stored if each not in known and not each.endswith(COMPUTED)]
     problems = [f"'{each}' is missing" for each in missing] + wrong
     problems += [f"'{each}' is stored but no part of the model" for each in strange]
@@ -80,6 +83,10 @@ def source_choices(name: str, shape: Shape, family: FamilySpec | None) -> list[S
     """List the ways a parameter may be stored, the one that we write first."""
     if family is None:
         return [Source([name])]
+    if quantised_dtype(name) is not None:
+        stem, _, last = name.rpartition(".")
+        floats = source_choices(f"{stem}.weight", shape, family)
+        return [Source([each.names[0].removesuffix("weight") + last]) for each in floats]
     template, layer = _as_template(name)
     if template.endswith((".moe.experts.gate_up", ".moe.experts.down")):
         assert family.experts is not None, "a family with MoE layers names its experts"
@@ -94,6 +101,11 @@ def source_choices(name: str, shape: Shape, family: FamilySpec | None) -> list[S
             "config.json asks for a part it cannot have",
         )
     return [Source([choice.format(layer=layer)]) for choice in family.tensors[template]]
+
+
+def quantised_dtype(name: str) -> str | None:
+    """Return the dtype in which a part of a linear map of 8 bits is stored and kept; None: it is none."""
+    return _QUANTISED.get(name.rpartition(".")[2])
 
 
 def _as_template(name: str) -> tuple[str, int | None]:

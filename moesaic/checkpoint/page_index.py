@@ -4,7 +4,8 @@ A repacked model is a folder of
 
     pages.json                         the index
     pages-00001-of-00016.safetensors   the first layer with experts: for each, its record as a tensor of bytes
-    core.safetensors                   the dense core, by the names of the family
+    core.safetensors                   the dense core, by the names of the family; of a linear map of 8 bits,
+                                       NAME.blocks and NAME.scales in place of NAME.weight
     config.json, tokenizer.json, ...   as in any folder of the family
 
 A record lies at a multiple of `ALIGNMENT` bytes and takes one: it is read straight into a slot. The core has no name
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from moesaic.checkpoint.folder import read_json
-from moesaic.checkpoint.tensors import FLOATS, TensorFolder
+from moesaic.checkpoint.tensors import DTYPES, TensorFolder
 from moesaic.errors import CheckpointError, UnsupportedError
 from moesaic.flush import replace_text
 from moesaic.memory.page import Field, Page, PageLayout, Piece
@@ -31,7 +32,7 @@ PAGES = "pages.json"
 CORE = "core.safetensors"
 _FORMAT = "moesaic-pages-1"
 _CHECKSUM = "crc32"
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*FLOATS.values(), torch.int8, torch.uint8)}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,15 @@ class PageIndex:
         layout: of each record.
         bits: of its weights, 8 or 4; None: floats.
         files: by layer.
+        core_bits: of the linear maps of the dense core, 8; None: floats.
+        core_decibels: of each of them by the stored name of its floats, as `PageFile.decibels`.
     """
 
     layout: PageLayout
     bits: int | None
     files: dict[int, PageFile]
+    core_bits: int | None = None
+    core_decibels: dict[str, float | None] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the index; OSError if it cannot be."""
@@ -73,9 +78,11 @@ class PageIndex:
         content = {
             "format": _FORMAT,
             "bits": self.bits,
+            "core_bits": self.core_bits,
             "checksum": _CHECKSUM,
             "record": {"num_bytes": self.layout.num_bytes, "fields": fields},
             "layers": {str(layer): asdict(file) for layer, file in self.files.items()},
+            "core_decibels": self.core_decibels,
         }
         replace_text(folder / PAGES, json.dumps(content, indent=1) + "\n")
 
@@ -157,6 +164,10 @@ def _parse(content: Mapping[str, Any]) -> PageIndex:
     """Build an index; what is wrong with it raises whatever Python has for it."""
     if content["bits"] not in (None, 8, 4):
         raise ValueError(f"weights of {content['bits']!r} bits")
+    core_bits, core_decibels = content.get("core_bits"), content.get("core_decibels", {})
+    if core_bits not in (None, 8) or (core_bits is not None and content["bits"] is None):
+        raise ValueError(f"a dense core of {core_bits!r} bits beside experts of {content['bits']!r}")
+    sum(decibels for decibels in core_decibels.values() if decibels is not None)
     record = content["record"]
     fields = {
         name: Field(int(each["start"]), tuple(map(int, each["shape"])), _DTYPES[each["dtype"]])
@@ -172,4 +183,5 @@ def _parse(content: Mapping[str, Any]) -> PageIndex:
             int(checksum, 16)
         for each in file.decibels.values():
             sum(decibels for decibels in each if decibels is not None)
-    return PageIndex(PageLayout(fields, int(record["num_bytes"])), content["bits"], files)
+    layout = PageLayout(fields, int(record["num_bytes"]))
+    return PageIndex(layout, content["bits"], files, core_bits, core_decibels)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moesaic.checkpoint.load import choose_dtype, read_parameters
+from moesaic.checkpoint.load import choose_dtype, kept_dtype, read_parameters
 from moesaic.checkpoint.page_index import lay_out_record
 from moesaic.checkpoint.pieces import page_of
 from moesaic.checkpoint.stored import StoredModel, open_model
@@ -181,7 +181,7 @@ def list_fixed(dense_bytes: int) -> dict[str, int]:
 def count_dense_bytes(stored: StoredModel, kept: torch.dtype) -> int:
     """Return the bytes of the dense core in memory, with weights of dtype `kept`."""
     state = stored.model.state_dict()
-    return sum(state[name].numel() * max(kept.itemsize, 4 * name.endswith("bias")) for name in stored.dense_names)
+    return sum(state[name].numel() * kept_dtype(name, kept).itemsize for name in stored.dense_names)
 
 
 def _check_dtype(stored: StoredModel, kept: torch.dtype) -> None:

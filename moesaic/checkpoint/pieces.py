@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from moesaic.checkpoint.mapping import Source
-from moesaic.checkpoint.tensors import FLOATS, StoredTensor, TensorFolder
+from moesaic.checkpoint.tensors import DTYPES, StoredTensor, TensorFolder
 from moesaic.memory.page import Extent, Page, PageLayout, Piece
 
 
@@ -44,6 +44,6 @@ def _row(stacked: StoredTensor, index: int) -> StoredTensor:
 
 def _line_up(stored: list[StoredTensor], kept: torch.dtype, start: int) -> Iterator[Piece]:
     for each in stored:
-        dtype = FLOATS[each.dtype]
+        dtype = DTYPES[each.dtype]
         yield Piece(each.extent, dtype, kept, start)
         start += each.extent.num_bytes // dtype.itemsize * kept.itemsize

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from moesaic import __version__
+from moesaic.checkpoint.dense_core import CoreWriter
 from moesaic.checkpoint.encode import Encoder
 from moesaic.checkpoint.export import write_settings
 from moesaic.checkpoint.folder import config_file, find_tokenizer
-from moesaic.checkpoint.load import choose_dtype, kept_dtype, read_parameters
-from moesaic.checkpoint.mapping import source_choices
+from moesaic.checkpoint.load import choose_dtype
 from moesaic.checkpoint.page_index import CORE, PAGES, PageFile, PageIndex, lay_out_record, record_name
 from moesaic.checkpoint.paged import lay_out_pages
 from moesaic.checkpoint.records import read_records
@@ -39,6 +39,7 @@ def repack_model(
     bits: int | None = None,
     dtype: str | None = None,
     on_progress: Progress = lambda done, total: None,
+    core_bits: int | None = None,
 ) -> PageIndex:
     """Write a repacked model, as `page_index` tells.
 
@@ -50,18 +51,23 @@ def repack_model(
         bits: of the experts' weights, 8 or 4; None: floats.
         dtype: as for `load_model`: of all weights; with bits, of the dense core.
         on_progress: told how many experts of how many are written.
+        core_bits: of the linear maps of the dense core, 8, beside experts of few bits; None: floats.
 
     Returns:
         The index that was written.
 
     Raises:
-        ConfigError: there is no such dtype, or no weights of so many bits.
+        ConfigError: there is no such dtype, or no weights of so many bits, or only the dense core is to be rounded.
         UnsupportedError: the model has no experts, or such of a few bits already; or they cannot be rounded.
         CheckpointError: the model cannot be read, as `open_model`, or the folder not be written.
     """
     asked = choose_dtype(dtype)
     if bits not in (None, 8, 4):
         raise ConfigError(f"experts of {bits} bits were asked for", "ask for 8 or 4")
+    if core_bits not in (None, 8):
+        raise ConfigError(f"a dense core of {core_bits} bits was asked for", "ask for 8")
+    if core_bits is not None and bits is None:
+        raise ConfigError("a dense core of 8 bits was asked for, and experts that are not rounded", "add --bits 8")
     stored = open_model(folder)
     kept = asked or stored.dtype
     _check(stored, bits, kept)
@@ -69,11 +75,13 @@ def repack_model(
     config = write_config(stored.model.config, _plain(kept))
     disk = Disk()
     try:
-        with resumable_folder(target, _plan(stored, bits, kept)) as unfinished:
+        with resumable_folder(target, _plan(stored, bits, core_bits, kept)) as unfinished:
             layers = _LayerWriter(stored, kept, Encoder(layout, bits), disk, on_progress)
-            index = PageIndex(layout, bits, layers.write(unfinished))
-            _write_core(stored, kept, config["model_type"], disk, unfinished.folder / CORE)
+            files = layers.write(unfinished)
+            core = CoreWriter(stored, FAMILIES.get(config["model_type"]), kept, core_bits, disk)
+            core.write(unfinished.folder / CORE)
             write_settings(unfinished.folder, config, find_tokenizer(folder))
+            index = PageIndex(layout, bits, files, core_bits, core.decibels)
             index.save(unfinished.folder)
     finally:
         disk.close()
@@ -129,16 +137,6 @@ class _LayerWriter:
         self._tell(self._num_written, sum(len(each) for each in self._pages.values()))
 
 
-def _write_core(stored: StoredModel, kept: torch.dtype, model_type: str, disk: Disk, path: Path) -> None:
-    state, family = stored.model.state_dict(), FAMILIES.get(model_type)
-    entries = {}
-    for name in stored.dense_names:
-        shape = tuple(state[name].shape)
-        entries[source_choices(name, shape, family)[0].names[0]] = shape, kept_dtype(name, kept)
-    tensors = (read_parameters(stored, [name], kept, disk)[name] for name in stored.dense_names)
-    write_tensor_file(path, entries, tensors)
-
-
 def _check(stored: StoredModel, bits: int | None, kept: torch.dtype) -> None:
     folder = stored.tensors.folder
     stored.check_exact()
@@ -151,7 +149,7 @@ def _check(stored: StoredModel, bits: int | None, kept: torch.dtype) -> None:
         )
 
 
-def _plan(stored: StoredModel, bits: int | None, kept: torch.dtype) -> dict[str, Any]:
+def _plan(stored: StoredModel, bits: int | None, core_bits: int | None, kept: torch.dtype) -> dict[str, Any]:
     """Return what decides every byte that is written."""
     folder = stored.tensors.folder
     files = {tensor.extent.file for tensor in stored.tensors.stored.values()} | {config_file(folder)}
@@ -162,6 +160,7 @@ def _plan(stored: StoredModel, bits: int | None, kept: torch.dtype) -> dict[str,
         "source": str(folder.resolve()),
         "files": {name: [stamp.st_size, stamp.st_mtime_ns] for name, stamp in stamps.items()},
         "bits": bits,
+        "core_bits": core_bits,
         "dtype": _plain(kept),
     }
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 
 from moesaic.checkpoint.folder import is_checkpoint, load_config
-from moesaic.checkpoint.mapping import Source, plan_sources
+from moesaic.checkpoint.mapping import Source, plan_sources, quantised_dtype
 from moesaic.checkpoint.page_index import CORE, PAGES, PageIndex
 from moesaic.checkpoint.tensors import FLOATS, TensorFolder
 from moesaic.errors import UnsupportedError
 from moesaic.memory.page import Page
 from moesaic.models.model import LanguageModel, build_model
 from moesaic.models.table import NATIVE, find_family
+from moesaic.nn.quantised_linear import apply_quantised_linear
 
 _EXPERTS = ".moe.experts."
 
@@ -48,8 +49,9 @@ class StoredModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype of most stored tensors; of equally many, the first."""
-        dtypes = [self.tensors.stored[name].dtype for source in self.sources.values() for name in source.names]
+        """Return the dtype of most stored tensors that were not rounded; of equally many, the first."""
+        kept = [source for name, source in self.sources.items() if quantised_dtype(name) is None]
+        dtypes = [self.tensors.stored[name].dtype for source in kept for name in source.names]
         return FLOATS[max(dict.fromkeys(dtypes), key=dtypes.count)]
 
     @property
@@ -86,6 +88,8 @@ def open_model(folder: Path) -> StoredModel:
     config = load_config(folder)
     model = build_model(config, device="meta")
     index = PageIndex.load(folder) if (folder / PAGES).is_file() else None
+    if index is not None and index.core_bits is not None:
+        apply_quantised_linear(model)
     tensors = TensorFolder(folder, None if index is None else [CORE])
     has_our_names = config.model_type == NATIVE or is_checkpoint(folder)
     family = None if has_our_names else find_family(config.model_type)

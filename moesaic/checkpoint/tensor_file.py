@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moesaic.checkpoint.tensors import FLOATS
+from moesaic.checkpoint.tensors import DTYPES
 from moesaic.flush import flush
 from moesaic.memory.page import ALIGNMENT
 
-_NAMES = {dtype: name for name, dtype in FLOATS.items()} | {torch.uint8: "U8"}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_tensor_file(

@@ -13,6 +13,7 @@ from moesaic.errors import CheckpointError
 from moesaic.memory.page import Extent
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+DTYPES = FLOATS | {"I8": torch.int8, "U8": torch.uint8}
 
 
 @dataclass(frozen=True)

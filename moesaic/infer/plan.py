@@ -120,7 +120,7 @@ def size_model(stored: StoredModel, kept: torch.dtype, prompt_tokens: int) -> Mo
     tokens = min(prompt_tokens + ANSWER_TOKENS, config.max_position_embeddings)
     vectors = 2 * config.num_hidden_layers * config.kv_heads * config.head_channels
     # The table is looked up, and only the last token of a prompt goes through the head.
-    active = model.num_parameters()[1] - table - (0 if model.head is None else model.head.weight.numel())
+    active = model.num_parameters()[1] - table - (0 if model.head is None else table)
     return ModelSizes(
         fixed=fixed,
         request={

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from moesaic.checkpoint import repack
+from moesaic.checkpoint import dense_core, repack, tensor_file
 from moesaic.checkpoint.repack import repack_model
 from moesaic.checkpoint.stored import open_model
 
@@ -64,29 +64,30 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def count_files(counter: Path) -> None:
     """Write a letter for each file of tensors that this process writes."""
-    real = repack.write_tensor_file
+    real = tensor_file.write_tensor_file
 
     def write(path: Path, *rest: Any) -> list[int]:
         with counter.open("a") as stream:
             stream.write("x")
         return real(path, *rest)
 
-    repack.write_tensor_file = write
+    repack.write_tensor_file = dense_core.write_tensor_file = write
 
 
 def main(parent: Path, bits: int | None) -> None:
-    """Kill before the first step, the second, until a copy ends by itself."""
+    """Kill before the first step, the second, until a copy ends by itself. With bits the dense core is rounded too."""
     torch.set_num_threads(1)
     source, target, counter = parent / "source", parent / "target", parent / "counter"
+    run = partial(repack_model, source, target, bits, core_bits=None if bits is None else 8)
     open_model(source)  # what torch loads for it, the copies need not
-    assert in_child(lambda: repack_model(source, target, bits)) == 0
+    assert in_child(run) == 0
     expected = contents(target)
     shutil.rmtree(target)
     for step in count():
-        status = in_child(partial(kill_before, step), lambda: repack_model(source, target, bits))
+        status = in_child(partial(kill_before, step), run)
         found = sorted(path.name for path in parent.iterdir())
         if not target.exists():
-            assert in_child(lambda: count_files(counter), lambda: repack_model(source, target, bits)) == 0
+            assert in_child(lambda: count_files(counter), run) == 0
         written = counter.read_text() if counter.exists() else ""
         print(json.dumps({"found": found, "written": len(written), "same": contents(target) == expected}))
         if status == 0:
