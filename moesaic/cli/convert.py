@@ -28,8 +28,11 @@ def convert(
         Layout.hf, help="hf: a Hugging Face folder. moesaic: one whose experts are aligned records with checksums."
     ),
     bits: int | None = typer.Option(None, help="With --to moesaic: round experts to 8 or 4 bits; default: do not."),
+    core_bits: int | None = typer.Option(
+        None, help="With --bits: round attention, dense layers and the output head to 8 bits; default: do not."
+    ),
     dtype: str | None = typer.Option(
-        None, help="bfloat16, float16 or float32; default: as stored. With --bits, of all but the experts."
+        None, help="bfloat16, float16 or float32; default: as stored. With --bits, of all that is not rounded."
     ),
 ) -> None:
     """Write a model in another layout: `moesaic convert runs/tiny tiny-int8 --to moesaic --bits 8`.
@@ -39,10 +42,12 @@ def convert(
     if target.exists():
         raise ConfigError(f"'{target}' exists already", "choose a new folder")
     if to is Layout.moesaic:
-        _convert_to_moesaic(source, target, bits, dtype)
+        _convert_to_moesaic(source, target, bits, core_bits, dtype)
         return
-    if bits is not None:
-        raise ConfigError("--to hf writes no experts of few bits", "add --to moesaic, or leave out --bits")
+    if bits is not None or core_bits is not None:
+        raise ConfigError(
+            "--to hf writes no weights of few bits", "add --to moesaic, or leave out --bits and --core-bits"
+        )
     from moesaic.checkpoint.convert import convert_to_hf
 
     known = convert_to_hf(source, target, dtype)
@@ -52,7 +57,7 @@ def convert(
     error_console().print(f"wrote {target} ({reader})")
 
 
-def _convert_to_moesaic(source: str, target: Path, bits: int | None, dtype: str | None) -> None:
+def _convert_to_moesaic(source: str, target: Path, bits: int | None, core_bits: int | None, dtype: str | None) -> None:
     from moesaic.checkpoint.convert import convert_to_moesaic
     from moesaic.checkpoint.read_rate import measure_read_rates
 
@@ -65,7 +70,7 @@ def _convert_to_moesaic(source: str, target: Path, bits: int | None, dtype: str 
         )
     try:
         with progress_bar("writing experts") as show:
-            index = convert_to_moesaic(source, target, bits, dtype, show)
+            index = convert_to_moesaic(source, target, bits, dtype, show, core_bits)
     except KeyboardInterrupt:
         error_console().print("interrupted; the same command goes on where it was")
         raise
@@ -92,3 +97,9 @@ def _print_errors(index: "PageIndex") -> None:
     console = error_console()
     console.print(f"signal to noise of weights of {index.bits} bits, dB; experts of a layer")
     console.print(table)
+    known = [decibels for decibels in index.core_decibels.values() if decibels is not None]
+    if known:
+        console.print(
+            f"dense core, {len(known)} matrices of {index.core_bits} bits: mean {sum(known) / len(known):.1f}, "
+            f"worst {min(known):.1f}"
+        )

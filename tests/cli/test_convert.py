@@ -1,5 +1,6 @@
 """`moesaic convert`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_cost_of_rounding_is_printed_by_layer_when_experts_get_few_bits(
     check_two_lines(cli("convert", tmp_path / "new", tmp_path / "back"), f"has experts of {bits} bits")
 
 
+def test_dense_core_is_rounded_and_its_cost_printed_when_asked_for(cli: Run, finished: Path, tmp_path: Path) -> None:
+    answer = cli("convert", finished, tmp_path / "new", "--to", "moesaic", "--bits", "8", "--core-bits", "8")
+    assert (answer.code, answer.out) == (0, "")
+    cost = answer.err.splitlines()[-2]
+    assert re.fullmatch(r"dense core, \d+ matrices of 8 bits: mean 4\d\.\d, worst [34]\d\.\d", cost)
+    assert cli("generate", tmp_path / "new", "def ", "--max-tokens", "8").code == 0
+    assert re.search(r"core bits +8 *\n worst core decibels +[34]\d", cli("inspect", tmp_path / "new").out)
+    check_two_lines(cli("convert", tmp_path / "new", tmp_path / "back"), "has experts of 8 bits")
+
+
 def test_rates_are_told_beforehand_when_there_are_many_bytes(
     cli: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,8 +100,12 @@ def test_rates_are_told_beforehand_when_there_are_many_bytes(
 def test_few_bits_are_refused_in_two_lines_when_they_cannot_be_written(
     cli: Run, finished: Path, tmp_path: Path
 ) -> None:
-    check_two_lines(cli("convert", finished, tmp_path / "new", "--bits", "8"), "--to hf writes no experts of few bits")
+    check_two_lines(cli("convert", finished, tmp_path / "new", "--bits", "8"), "--to hf writes no weights of few bits")
+    check_two_lines(cli("convert", finished, tmp_path / "new", "--core-bits", "8"), "--to hf writes no weights of few")
     check_two_lines(cli("convert", finished, tmp_path / "new", "--to", "moesaic", "--bits", "5"), "experts of 5 bits")
+    records = "convert", finished, tmp_path / "new", "--to", "moesaic"
+    check_two_lines(cli(*records, "--core-bits", "8"), "and experts that are not rounded")
+    check_two_lines(cli(*records, "--bits", "8", "--core-bits", "4"), "a dense core of 4 bits")
     check_two_lines(
         cli("convert", finished, tmp_path / "new", "--to", "moesaic", "--bits", "8", "--dtype", "float16"), "float16"
     )

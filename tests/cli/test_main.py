@@ -46,7 +46,7 @@ COMMANDS = {
         "--json",
     },
     "inspect": {"model", "--json"},
-    "convert": {"source", "target", "--to", "--bits", "--dtype"},
+    "convert": {"source", "target", "--to", "--bits", "--core-bits", "--dtype"},
     "doctor": {"--json"},
     "bench train": {"--repeats", "--out"},
     "bench ops": {"--repeats", "--out", "--case", "--peers"},
