@@ -23,6 +23,7 @@ from moesaic.memory.pool import Pool
 from moesaic.memory.room import PAGES
 from moesaic.models.model import LanguageModel
 from moesaic.nn.attention import SelfAttention
+from moesaic.nn.linear import Linear
 from moesaic.nn.moe.paged import PagedDispatcher
 from moesaic.ops.quant import TOKEN_DTYPES
 
@@ -102,7 +103,7 @@ def open_paged_model(
         model.load_state_dict(weights, assign=True, strict=False)
         del weights
         for module in model.modules():
-            if isinstance(module, SelfAttention):
+            if isinstance(module, SelfAttention) and isinstance(module.query, Linear):
                 module.join_projections()
         pager = None
         if pages:
