@@ -15,7 +15,6 @@ from moesaic.checkpoint.stored import open_model
 from moesaic.errors import UnsupportedError
 from moesaic.infer.engine import LLM
 from moesaic.infer.plan import size_model
-from moesaic.memory.disk import Disk
 from moesaic.memory.plan import ModelSizes
 from moesaic.models.model import LanguageModel
 from moesaic.nn.quantised_linear import QuantisedLinear, apply_quantised_linear, list_linear_maps
@@ -122,11 +121,7 @@ def test_sizes_are_those_worked_out_when_a_model_is_small(
     monkeypatch.setattr(paged_room, "held_bytes", lambda: 2**28)
 
     def size(folder: Path) -> ModelSizes:
-        disk = Disk()
-        try:
-            return size_model(open_model(folder), torch.float32, 7, disk)
-        finally:
-            disk.close()
+        return size_model(open_model(folder), torch.float32, 7)
 
     repack_model(ids_folder, tmp_path / "new", 8, core_bits=8)
     exact, rounded = size(ids_folder), size(tmp_path / "new")
