@@ -36,7 +36,6 @@ from moesaic.infer.runner import Runner
 from moesaic.infer.sequence import Sequence
 from moesaic.memory.disk import Disk
 from moesaic.memory.probe import measure_disk_rate
-from moesaic.memory.room import Room
 from moesaic.ops.cpu.bandwidth import read_bandwidth
 
 _PROBE_BYTES = 2**29
@@ -93,7 +92,7 @@ def _generate(paged: PagedModel, request: dict[str, Any]) -> tuple[list[float], 
     params = SamplingParams(max_tokens=count, ignore_eos=True)
     sequences = [Sequence(index, ids, params, count, set(), None) for index, ids in enumerate(prompts)]
     times, logits, stats = [], [], []
-    with Runner(paged.model, sequences, Room(paged.ledger, paged.pager), paged.pager) as runner:
+    with Runner(paged.model, sequences, paged.make_room(), paged.pager) as runner:
         for number in range(count):
             began = time.perf_counter()
             logits_BV = runner.decode(sequences) if number else runner.prefill(sequences)

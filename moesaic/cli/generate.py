@@ -29,6 +29,10 @@ def generate(
     memory: str | None = typer.Option(
         None, help="All that the process may hold, such as 4GiB; experts beyond it are read when they are needed."
     ),
+    device: str | None = typer.Option(None, help="That computes: cpu or cuda; default: cpu."),
+    device_memory: str | None = typer.Option(
+        None, help="What the model may hold on the CUDA device, such as 8GiB; default: four fifths of what is free."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
 ) -> None:
     """Generate text: `moesaic generate runs/tiny "def main("`."""
@@ -37,7 +41,7 @@ def generate(
 
     params = SamplingParams(max_tokens, temperature, top_k, top_p, min_p, tuple(stop), seed, ignore_eos)
     with progress_bar("loading experts") as show:
-        llm = LLM(model, dtype=dtype, memory=memory, on_progress=show)
+        llm = LLM(model, dtype=dtype, memory=memory, on_progress=show, device=device, device_memory=device_memory)
     text = _read_input() if prompt == "-" else prompt
     request: Any = llm.chat_prompt([{"role": "user", "content": text}]) if chat else text
     if as_json:

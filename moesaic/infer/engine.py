@@ -14,13 +14,12 @@ from torch import Tensor
 from moesaic.checkpoint.folder import find_model, find_tokenizer
 from moesaic.checkpoint.paged import open_paged_model
 from moesaic.config.model import ModelConfig
-from moesaic.errors import DataError, RequestError, nearest_hint
+from moesaic.errors import ConfigError, DataError, RequestError, nearest_hint
 from moesaic.infer.end import choose_end_ids, read_end_ids
 from moesaic.infer.prompt import Prompt, read_prompts
 from moesaic.infer.request import Completion, Delta, SamplingParams
 from moesaic.infer.runner import Runner
 from moesaic.infer.sequence import Sequence
-from moesaic.memory.room import Room
 from moesaic.tokenizer.tokenizer import Tokenizer
 from moesaic.units import parse_bytes
 
@@ -39,9 +38,14 @@ class LLM:
         deterministic: give a prompt the same tokens alone and in any batch, bit for bit. Its prompts are then computed
             one after another, which takes as long as one alone for each.
         on_progress: where all experts have a place, told how many of how many are there.
+        device: that computes: 'cpu', 'cuda', 'cuda:1'; None: the CPU. A CUDA device has the dense core and as many
+            experts as its memory holds; the others come from the host's memory, and those that have no place there
+            from the files.
+        device_memory: all that model and requests may hold on a CUDA device, beside what CUDA itself takes; None: four
+            fifths of what is free there.
 
     Raises:
-        MoesaicError: the model cannot be found or loaded, or not within the memory.
+        MoesaicError: the model cannot be found or loaded, or not within the memory; or there is no such device.
     """
 
     def __init__(
@@ -52,13 +56,16 @@ class LLM:
         policy: str = "decayed",
         deterministic: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
+        device: str | None = None,
+        device_memory: str | int | None = None,
     ) -> None:
         budget = None if memory is None else parse_bytes(memory)
+        place = _choose_device(device, device_memory)
         folder = find_model(model)
-        self._paged = open_paged_model(folder, dtype, budget, policy, on_progress)
+        self._paged = open_paged_model(folder, dtype, budget, policy, on_progress, *place)
         self._deterministic = deterministic
-        self._end = weakref.finalize(self, self._paged.disk.close)
-        self._room = Room(self._paged.ledger, self._paged.pager)
+        self._end = weakref.finalize(self, self._paged.close)
+        self._room = self._paged.make_room()
         self.model = self._paged.model
         self.config = self.model.config
         _warn_of_neighbours(self.config)
@@ -145,6 +152,9 @@ class LLM:
             mode, 'ring' or 'cache'; 'cache' where every page is in memory. pages, slots, resident: of the model, room
             for them, those in memory; a model without experts has none of these. bytes_read: from files, all in all.
             budget_bytes, held_bytes, most_bytes: of the ledger, and holdings_bytes by purpose.
+            Where a device computes, hits and misses are of its memory; host_hits, host_misses are pages brought there
+            that were, or were not, in the host's, and bytes_copied all that was. The last four are told of the device
+            as well: device_budget_bytes and so on.
         """
         return self._paged.stats()
 
@@ -205,6 +215,22 @@ def _warn_of_neighbours(config: ModelConfig) -> None:
             "this model's experts take a limited number of tokens: an answer depends on the other prompts of its "
             "batch; send prompts one at a time where that matters"
         )
+
+
+def _choose_device(device: str | None, memory: str | int | None) -> tuple[str | None, int | None]:
+    """Return the device that is not the CPU, and its budget.
+
+    Raises:
+        ConfigError: memory is given for no device, or is no size.
+    """
+    if device in (None, "cpu"):
+        if memory is not None:
+            raise ConfigError(
+                "device_memory is given, and the CPU computes, whose memory is the host's",
+                "give a device such as cuda, or memory in place of device_memory",
+            )
+        return None, None
+    return device, None if memory is None else parse_bytes(memory, "device_memory")
 
 
 def _change(params: SamplingParams, changes: dict[str, Any]) -> SamplingParams:

@@ -24,7 +24,8 @@ _ACTIVATIONS = "activations"
 class Runner:
     """Runs the model for a fixed batch and keeps its cache, which grows with the answers.
 
-    Memory: at most twice what the longest text of the batch needs, for each text; half as much again while it grows.
+    Tensors are on the model's device, logits are returned on the host. Memory: at most twice what the longest text of
+    the batch needs, for each text; half as much again while it grows.
 
     Args:
         model: to run.
@@ -45,6 +46,7 @@ class Runner:
         self._pager = pager
         self._max_slots = max(len(sequence.prompt_ids) + sequence.max_tokens for sequence in sequences)
         self._cache = model.new_cache(len(sequences), 0)
+        self._device = self._cache.keys.device
 
     def __enter__(self) -> "Runner":
         return self
@@ -64,11 +66,12 @@ class Runner:
         """
         self._reserve(max(len(sequence.prompt_ids) for sequence in sequences) + _FIRST_SLOTS)
         lengths = [len(sequence.prompt_ids) for sequence in sequences]
-        ids_BS = torch.zeros(len(sequences), max(lengths), dtype=torch.int64)
+        ids_BS = torch.zeros(len(sequences), max(lengths), dtype=torch.int64, device="cpu")
         for row, sequence in enumerate(sequences):
-            ids_BS[row, : lengths[row]] = torch.tensor(sequence.prompt_ids)
-        hidden_BSD = self._run(ids_BS, lengths, sequences)
-        return self._model.logits(hidden_BSD[torch.arange(len(sequences)), torch.tensor(lengths) - 1])
+            ids_BS[row, : lengths[row]] = torch.tensor(sequence.prompt_ids, device="cpu")
+        hidden_BSD = self._run(ids_BS.to(self._device), lengths, sequences)
+        rows_B = torch.arange(len(sequences), device=self._device)
+        return self._model.logits(hidden_BSD[rows_B, torch.tensor(lengths, device=self._device) - 1]).cpu()
 
     @torch.inference_mode()
     def decode(self, sequences: list[Sequence]) -> Tensor:
@@ -80,9 +83,10 @@ class Runner:
             MemoryBudgetError: the cache does not fit the memory.
         """
         self._reserve(max(len(sequence.prompt_ids) + len(sequence.token_ids) for sequence in sequences))
-        ids_B1 = torch.tensor([sequence.token_ids[-1:] or [0] for sequence in sequences])  # none: it failed at once
+        ids = [sequence.token_ids[-1:] or [0] for sequence in sequences]  # none: it failed at once
+        ids_B1 = torch.tensor(ids, device=self._device)
         hidden_B1D = self._run(ids_B1, [1] * len(sequences), sequences)
-        return self._model.logits(hidden_B1D[:, 0])
+        return self._model.logits(hidden_B1D[:, 0]).cpu()
 
     def _run(self, ids_BS: Tensor, lengths: Sequence_[int], sequences: list[Sequence]) -> Tensor:
         """Return hidden states [B, S, D] of the sequences that still run, again without those that fail meanwhile."""
@@ -93,7 +97,7 @@ class Runner:
                 running = [sequence.finish_reason is None for sequence in sequences]
                 counts = [length if runs else 0 for length, runs in zip(lengths, running, strict=True)]
                 if not any(counts):
-                    return torch.zeros(*ids_BS.shape, self._model.config.hidden_size, dtype=self._cache.keys.dtype)
+                    return self._cache.keys.new_zeros(*ids_BS.shape, self._model.config.hidden_size)
                 try:
                     return self._pass(ids_BS, counts)
                 except PageError as failure:
@@ -103,7 +107,8 @@ class Runner:
             self._room.give_back(_ACTIVATIONS, needed)
 
     def _pass(self, ids_BS: Tensor, counts: Sequence_[int]) -> Tensor:
-        valid_BS = torch.arange(ids_BS.shape[1]) < torch.tensor(counts).unsqueeze(1)
+        counts_B1 = torch.tensor(counts, device=self._device).unsqueeze(1)
+        valid_BS = torch.arange(ids_BS.shape[1], device=self._device) < counts_B1
         valid = None if bool(valid_BS.all()) else valid_BS
         if self._pager is not None:
             self._pager.begin_step(counts)

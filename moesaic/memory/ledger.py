@@ -9,13 +9,18 @@ from moesaic.units import format_bytes
 class Ledger:
     """Bytes held, by what they are for, against a budget.
 
+    Args:
+        budget: as the attribute.
+        option: that sets it, for hints.
+
     Attributes:
         budget: bytes that all holdings together never pass; None: no limit.
         most: the most that was ever held.
     """
 
-    def __init__(self, budget: int | None) -> None:
+    def __init__(self, budget: int | None, option: str = "--memory") -> None:
         self.budget = budget
+        self._option = option
         self.most = 0
         self._held: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -49,7 +54,7 @@ class Ledger:
                 raise MemoryBudgetError(
                     f"{purpose} would take {format_bytes(num_bytes)}; of the budget of {format_bytes(self.budget)} "
                     f"{format_bytes(self.budget - held)} are free",
-                    "give a larger --memory, shorter prompts, fewer at once, or a lower max_tokens",
+                    f"give a larger {self._option}, shorter prompts, fewer at once, or a lower max_tokens",
                 )
             self._held[purpose] = self._held.get(purpose, 0) + num_bytes
             self.most = max(self.most, held + num_bytes)

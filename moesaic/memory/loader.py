@@ -1,38 +1,47 @@
-"""Pages on their way from the disk to slots."""
+"""Pages on their way from a source to slots."""
 
 import queue
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from moesaic.memory.cache import Key, PageCache, Reason
-from moesaic.memory.disk import Disk, Reading
+from moesaic.memory.disk import Reading
 from moesaic.memory.page import Page, stored_bytes
-from moesaic.memory.pool import Pool
+from moesaic.memory.source import Slots, Source
+
+Record = TypeVar("Record")
 
 
-class Loader:
-    """Fills slots with pages. One thread calls; those of the disk only read and report.
+class Loader(Generic[Record]):
+    """Fills slots with pages. One thread calls; those of the source only read and report.
 
     Args:
         pages: by layer, the page of each expert.
         cache: which page is in which slot.
         pool: the slots.
-        disk: where pages come from.
+        source: where pages come from.
 
     Attributes:
         stall_seconds: waited for pages.
     """
 
-    def __init__(self, pages: Mapping[int, Sequence[Page]], cache: PageCache, pool: Pool, disk: Disk) -> None:
+    def __init__(
+        self,
+        pages: Mapping[int, Sequence[Page]],
+        cache: PageCache,
+        pool: Slots[Record],
+        source: Source[Record],
+    ) -> None:
         self.stall_seconds = 0.0
         self._pages = pages
         self._cache = cache
         self._pool = pool
-        self._disk = disk
+        self._source = source
         self._page_bytes = stored_bytes(next(iter(pages.values()))[0])
         self._readings: dict[Key, Reading] = {}
         self._arrived: queue.SimpleQueue[Key] = queue.SimpleQueue()
@@ -45,9 +54,9 @@ class Loader:
     @property
     def page_seconds(self) -> float | None:
         """Return the measured time to read a page, when many are read; None: none was yet."""
-        if self._disk.bytes_read == 0:
+        if self._source.bytes_read == 0:
             return None
-        return self._page_bytes * self._disk.busy_seconds / self._disk.bytes_read
+        return self._page_bytes * self._source.busy_seconds / self._source.bytes_read
 
     def is_here(self, key: Key) -> bool:
         """Tell whether a page is resident or on its way."""
@@ -59,7 +68,7 @@ class Loader:
         if slot is None:
             return False
         page = self._pages[key[0]][key[1]]
-        self._readings[key] = self._disk.read(page, self._pool.record(slot), partial(self._arrived.put, key), urgent)
+        self._readings[key] = self._source.read(page, self._pool.record(slot), partial(self._arrived.put, key), urgent)
         return True
 
     def collect(self, wait: bool) -> dict[Key, Exception]:
@@ -82,8 +91,8 @@ class Loader:
         return failures
 
     def places(self, layer: int, experts: Sequence[int]) -> Tensor:
-        """Return the slots of resident experts: int64 [E], -1 for all others."""
+        """Return the slots of resident experts: int64 [E] on the host, -1 for all others."""
         slots, places = self._cache.slots_of(layer), [-1] * len(self._pages[layer])
         for expert in experts:
             places[expert] = slots[expert]
-        return torch.tensor(places)
+        return torch.tensor(places, device="cpu")

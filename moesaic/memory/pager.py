@@ -7,13 +7,13 @@ from torch import Tensor
 
 from moesaic.errors import CheckpointError
 from moesaic.memory.cache import Key, PageCache, Reason
-from moesaic.memory.disk import Disk
 from moesaic.memory.guess import Guesses
 from moesaic.memory.loader import Loader
 from moesaic.memory.mode import Mode, Step, choose_mode, expected_touched
 from moesaic.memory.page import Page
 from moesaic.memory.page_error import PageError
 from moesaic.memory.pool import Pool
+from moesaic.memory.source import Slots, Source
 from moesaic.memory.step_times import StepTimes
 
 # Pages that nobody waits for are read so many at once: the disk is busy, and what becomes urgent waits for few.
@@ -27,7 +27,7 @@ class Pager:
         pages: by layer, in the order of computation, the page of each expert.
         experts_per_token: how many a token chooses in a layer.
         pool: the slots.
-        disk: where pages come from.
+        source: where pages come from.
         policy: which page leaves, a name of `POLICIES`.
 
     Attributes:
@@ -39,8 +39,8 @@ class Pager:
         self,
         pages: Mapping[int, Sequence[Page]],
         experts_per_token: int,
-        pool: Pool,
-        disk: Disk,
+        pool: Slots[Any],
+        source: Source[Any],
         policy: str = "decayed",
     ) -> None:
         self.pool = pool
@@ -48,7 +48,7 @@ class Pager:
         self._num_experts = {layer: len(each) for layer, each in pages.items()}
         self._experts_per_token = experts_per_token
         self._cache = PageCache(pool.num_slots, self._num_experts, policy)
-        self._loader = Loader(pages, self._cache, pool, disk)
+        self._loader = Loader(pages, self._cache, pool, source)
         self._guesses = Guesses()
         self._times = StepTimes()
         self._mode = Mode("cache", 0)
@@ -184,11 +184,12 @@ class Pager:
         self._settled = {layer: self._loader.places(layer, range(count)) for layer, count in self._num_experts.items()}
 
     def lend(self, num_slots: int) -> int:
-        """Give slots' memory back to the system, those of pages that are needed last first.
+        """Give slots' memory back to the system, those of pages that are needed last first. Only of a `Pool`.
 
         Returns:
             How many: fewer where that would leave a token's experts no room.
         """
+        assert isinstance(self.pool, Pool), "a device's slots are of one piece"
         self._cache.unpin_all()  # no pass is under way; one that failed may have left some
         count = max(0, min(num_slots, self._cache.num_slots - self._experts_per_token))
         for _ in range(count):

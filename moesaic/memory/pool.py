@@ -13,6 +13,7 @@ class Pool:
     """S equal slots; a slot takes memory once something has been written to it.
 
     Attributes:
+        memory: the bytes of all slots.
         fields: each field of the layout as a tensor [S, ...] over all slots.
     """
 
@@ -25,8 +26,8 @@ class Pool:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             # The system gives memory out four times as fast in them.
             self._memory.madvise(mmap.MADV_HUGEPAGE)
-        bytes_ = np.frombuffer(self._memory, np.uint8, num_slots * layout.num_bytes)
-        self._records = bytes_.reshape(num_slots, layout.num_bytes)
+        self.memory = np.frombuffer(self._memory, np.uint8, num_slots * layout.num_bytes)
+        self._records = self.memory.reshape(num_slots, layout.num_bytes)
         self.fields: dict[str, Tensor] = layout.views(torch.from_numpy(self._records))
 
     def record(self, slot: int) -> np.ndarray:

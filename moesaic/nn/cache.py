@@ -38,7 +38,7 @@ class KVCache:
             self.keys[layer, 0, :, last - 1] = key_BSGC[0, 0]
             self.values[layer, 0, :, last - 1] = value_BSGC[0, 0]
         else:
-            rows_B1 = torch.arange(len(positions_BS)).unsqueeze(1)
+            rows_B1 = torch.arange(len(positions_BS), device=positions_BS.device).unsqueeze(1)
             self.keys[layer][rows_B1, :, positions_BS] = key_BSGC
             self.values[layer][rows_B1, :, positions_BS] = value_BSGC
         return self.keys[layer, :, :, :last], self.values[layer, :, :, :last]
