@@ -59,6 +59,24 @@ def test_prompt_is_sent_as_a_message_when_chat_is_asked_for(cli: Run, chatting: 
     assert "abc" not in answer.out
 
 
+def test_device_and_its_memory_reach_the_model_when_given(
+    cli: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moesaic.errors import UnsupportedError
+    from moesaic.infer import engine
+
+    asked: list[object] = []
+
+    def note(*arguments: object) -> None:
+        asked.append(arguments[-2:])
+        raise UnsupportedError("stopped here", "go on")
+
+    monkeypatch.setattr(engine, "open_paged_model", note)
+    check_two_lines(cli("generate", finished, "a", "--device", "cuda:1", "--device-memory", "8GiB"), "stopped here")
+    check_two_lines(cli("generate", finished, "a", "--device", "cpu"), "stopped here")
+    assert asked == [("cuda:1", 8 * 2**30), (None, None)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -70,6 +88,8 @@ def test_prompt_is_sent_as_a_message_when_chat_is_asked_for(cli: Run, chatting: 
         (["a", "--stop", ""], "stop is ('',)"),
         (["a", "--seed", "-1"], "seed is -1"),
         (["a", "--dtype", "int8"], "unknown dtype 'int8'"),
+        (["a", "--device", "gpu"], "unknown device 'gpu'"),
+        (["a", "--device-memory", "8GiB"], "device_memory is given, and the CPU computes"),
         (["a", "--chat"], "no chat template"),
         (["a b c d " * 40], "tokens, the model reads 64"),
         (["\udcff"], "half of a surrogate pair"),

@@ -12,6 +12,7 @@ from moesaic.checkpoint import paged as paged_room
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.load import load_model
 from moesaic.checkpoint.paged import PagedModel, open_paged_model
+from moesaic.checkpoint.repack import repack_model
 from moesaic.errors import ConfigError, MemoryBudgetError, UnsupportedError
 from moesaic.hw import device as device_room
 from moesaic.hw.device import find_device
@@ -107,6 +108,18 @@ def test_logits_are_those_of_the_whole_model_when_the_device_has_another_dtype(
     set_slots(3, 4)
     paged = _open(ids_folder, dtype)
     assert _are_equal(whole, _logits(paged.model, paged.pager))
+    paged.close()
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_logits_are_those_of_host_slots_when_a_repacked_model_is_on_a_device(
+    bits: int | None, ids_folder: Path, tmp_path: Path, set_slots: Any
+) -> None:
+    repack_model(ids_folder, tmp_path / "new", bits)
+    whole = open_paged_model(tmp_path / "new", None, None)
+    set_slots(3, 4)
+    paged = _open(tmp_path / "new")
+    assert _are_equal(_logits(whole.model, whole.pager), _logits(paged.model, paged.pager))
     paged.close()
 
 

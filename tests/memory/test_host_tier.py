@@ -4,6 +4,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,55 @@ def test_tier_is_refused_when_memory_cannot_be_pinned(monkeypatch: pytest.Monkey
         HostTier(disk, Pool(LAYOUT, 3), torch.device("cuda", 0))
     assert "ulimit -l" in caught.value.hint
     disk.close()
+
+
+def test_copy_waits_for_the_mark_and_is_waited_for_when_the_device_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace: list[object] = []
+
+    class Event:
+        def synchronize(self) -> None:
+            trace.append("the host waits for the copy")
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_event(self, event: object) -> None:
+            trace.append(f"{self.name} wait for {event}")
+
+        def record_event(self, event: Event | None = None) -> object:
+            trace.append(f"{self.name} are marked")
+            return "the mark" if event is None else event
+
+    class Target:
+        def copy_(self, source: torch.Tensor, non_blocking: bool) -> None:
+            trace.append(f"copy of {source.tolist()}, the host goes on: {non_blocking}")
+
+    def event(blocking: bool) -> Event:
+        assert blocking, "who waits sleeps"
+        return Event()
+
+    _fake_cuda(0, monkeypatch)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copies"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("kernels"))
+    monkeypatch.setattr(
+        torch.cuda, "stream", lambda stream: nullcontext(trace.append(f"on the stream of {stream.name}"))
+    )
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    stream = CudaCopyStream(torch.device("cuda", 0))
+    mark = stream.mark()
+    wait = stream.begin(np.array([7], np.uint8), Target(), mark)  # type: ignore[arg-type]
+    trace.append("begun")
+    wait()
+    assert trace == [
+        "kernels are marked",
+        "on the stream of copies",
+        "copies wait for the mark",
+        "copy of [7], the host goes on: True",
+        "copies are marked",
+        "begun",
+        "the host waits for the copy",
+    ]
 
 
 def test_copies_have_a_stream_of_their_own_when_the_device_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
