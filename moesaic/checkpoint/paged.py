@@ -13,7 +13,7 @@ from moesaic.checkpoint.page_index import lay_out_record
 from moesaic.checkpoint.pieces import page_of
 from moesaic.checkpoint.stored import StoredModel, open_model
 from moesaic.errors import MemoryBudgetError, UnsupportedError
-from moesaic.hw.device import device_bytes, find_device
+from moesaic.hw.device import find_device, free_device_bytes
 from moesaic.hw.memory import available_bytes, held_bytes, limit_bytes
 from moesaic.memory.device_pool import DevicePool
 from moesaic.memory.disk import DISK_BUFFERS_BYTES, Disk
@@ -43,6 +43,8 @@ _MOST_PASSING = 8
 # for activations of so many bytes beside.
 _REQUEST_TOKENS = 4096
 _REQUEST_BYTES = 64 * 2**20
+# What CUDA comes to hold beyond what is written down: kernels, workspaces of matrix products.
+_CUDA_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -316,14 +318,14 @@ def choose_budget(asked: int | None, num_bytes: int) -> int | None:
 
 
 def choose_device_budget(device: torch.device, asked: int | None) -> int | None:
-    """Return what is asked for, or as much of it as a device has; None where it has no memory of its own.
+    """Return what is asked for, or as much of it as is free on a device; None where it has no memory of its own.
 
     Where nobody asks: most of what is free there.
     """
     if device.type != "cuda":
         return asked
-    free, total = device_bytes(device)
-    return int(_SHARE * free) if asked is None else min(asked, total)
+    free = free_device_bytes(device)
+    return int(_SHARE * free) if asked is None else min(asked, free - _CUDA_BYTES)
 
 
 def list_fixed(dense_bytes: int) -> dict[str, int]:

@@ -35,7 +35,6 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def device_bytes(device: torch.device) -> tuple[int, int]:
-    """Return the bytes of a CUDA device that are free, and all that it has."""
-    free, total = torch.cuda.mem_get_info(device)
-    return free, total
+def free_device_bytes(device: torch.device) -> int:
+    """Return the bytes of a CUDA device that nobody holds."""
+    return torch.cuda.mem_get_info(device)[0]

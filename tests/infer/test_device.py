@@ -14,7 +14,6 @@ from moesaic.checkpoint.load import load_model
 from moesaic.checkpoint.paged import PagedModel, open_paged_model
 from moesaic.checkpoint.repack import repack_model
 from moesaic.errors import ConfigError, MemoryBudgetError, UnsupportedError
-from moesaic.hw import device as device_room
 from moesaic.hw.device import find_device
 from moesaic.infer import engine as engine_room
 from moesaic.infer.engine import LLM
@@ -284,10 +283,9 @@ def test_device_is_one_of_those_there_are_when_cuda_is_there(monkeypatch: pytest
 
 def test_device_budget_is_most_of_what_is_free_when_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * MIB, 20 * MIB))
-    assert device_room.device_bytes(device) == (10 * MIB, 20 * MIB)
-    assert paged_room.choose_device_budget(device, None) == 8 * MIB
-    assert paged_room.choose_device_budget(device, 30 * MIB) == 20 * MIB
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000 * MIB, 2000 * MIB))
+    assert paged_room.choose_device_budget(device, None) == 800 * MIB
+    assert paged_room.choose_device_budget(device, 1500 * MIB) == (1000 - 256) * MIB
     assert paged_room.choose_device_budget(device, 15 * MIB) == 15 * MIB
     assert paged_room.choose_device_budget(torch.device("cpu"), None) is None
 

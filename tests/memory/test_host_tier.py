@@ -5,6 +5,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,30 @@ def test_urgent_pages_come_first_when_they_wait_for_a_slot(
     ask(3, True)
     may_copy.set()
     assert [ended.get(timeout=LONG) for _ in range(4)] == [0, 3, 1, 2]
+    tier.close()
+
+
+def test_urgent_pages_are_copied_first_when_the_host_has_many(
+    pages: dict[int, list[Page]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, may_copy, real = threading.Event(), threading.Event(), HostCopyStream.begin
+
+    def begin(*arguments: Any) -> Callable[[], None]:
+        has_begun.set()
+        assert may_copy.wait(LONG)
+        return real(*arguments)
+
+    tier, device = _new_tier(4), DevicePool(LAYOUT, 4, DEVICE)
+    for expert in range(4):
+        tier.read(pages[0][expert], device.record(expert)).wait()
+    monkeypatch.setattr(HostCopyStream, "begin", begin)
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for expert, urgent in enumerate([False, False, False, True]):
+        tier.read(pages[0][expert], device.record(expert), partial(ended.put, expert), urgent)
+        assert has_begun.wait(LONG), "the first is taken before the others are there"
+    may_copy.set()
+    assert [ended.get(timeout=LONG) for _ in range(4)] == [0, 3, 1, 2]
+    assert tier.hits == 4
     tier.close()
 
 
