@@ -30,6 +30,8 @@ COMMANDS = {
         "--stop",
         "--seed",
         "--ignore-eos",
+        "--device",
+        "--device-memory",
         "--chat",
         "--dtype",
         "--memory",
