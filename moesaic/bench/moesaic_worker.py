@@ -28,7 +28,8 @@ from torch import Tensor
 
 import moesaic
 from moesaic.bench.replayed import replay_routing
-from moesaic.checkpoint.paged import PagedModel, lay_out_pages, open_paged_model
+from moesaic.checkpoint.lay_out import lay_out_pages
+from moesaic.checkpoint.paged import PagedModel, open_paged_model
 from moesaic.checkpoint.stored import StoredModel, open_model
 from moesaic.infer.plan import size_model
 from moesaic.infer.request import SamplingParams

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from moesaic.checkpoint.load import choose_dtype, kept_dtype, read_parameters
-from moesaic.checkpoint.page_index import lay_out_record
-from moesaic.checkpoint.pieces import page_of
+from moesaic.checkpoint.budget import DENSE, choose_budget, choose_device_budget, list_fixed
+from moesaic.checkpoint.lay_out import count_dense_bytes, lay_out_pages
+from moesaic.checkpoint.load import choose_dtype, read_parameters
 from moesaic.checkpoint.stored import StoredModel, open_model
-from moesaic.errors import MemoryBudgetError, UnsupportedError
-from moesaic.hw.device import find_device, free_device_bytes
-from moesaic.hw.memory import available_bytes, held_bytes, limit_bytes
+from moesaic.errors import MemoryBudgetError
+from moesaic.hw.device import find_device
 from moesaic.memory.device_pool import DevicePool
-from moesaic.memory.disk import DISK_BUFFERS_BYTES, Disk
+from moesaic.memory.disk import Disk
 from moesaic.memory.host_tier import HostTier
 from moesaic.memory.ledger import Ledger
 from moesaic.memory.page import Page, PageLayout
@@ -29,22 +28,13 @@ from moesaic.models.model import LanguageModel
 from moesaic.nn.attention import SelfAttention
 from moesaic.nn.linear import Linear
 from moesaic.nn.moe.paged import PagedDispatcher
-from moesaic.ops.quant import TOKEN_DTYPES
 
-# What torch and the system's allocator come to hold beyond what is written down: threads' stacks and arenas, compiled
-# products, tensors of a few tokens.
-_GROWTH_BYTES = 128 * 2**20
-# Of the memory that is free, when nobody says how much may be taken.
-_SHARE = 0.8
-DENSE = "dense core"
 # Host slots where every page passes once, to the device.
 _MOST_PASSING = 8
 # A device's slots do not give way to requests: they leave room for prompts and answers of so many tokens in all, and
 # for activations of so many bytes beside.
 _REQUEST_TOKENS = 4096
 _REQUEST_BYTES = 64 * 2**20
-# What CUDA comes to hold beyond what is written down: kernels, workspaces of matrix products.
-_CUDA_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -278,81 +268,3 @@ def _dispatch(model: LanguageModel, pager: Pager) -> None:
         moe.observed = False
         if moe.router.weight.dtype.itemsize < 4:  # it computes in float32: widened once instead of for each token
             moe.router.weight = nn.Parameter(moe.router.weight.float(), requires_grad=False)
-
-
-def lay_out_pages(stored: StoredModel, kept: torch.dtype) -> tuple[PageLayout, dict[int, list[Page]]]:
-    """Return the record of an expert with weights of dtype `kept`, and by MoE layer the page of each expert.
-
-    Records of a repacked model are as they were written; where their weights are of a few bits, `kept` is the dtype of
-    the dense core and of what is computed.
-
-    Raises:
-        UnsupportedError: the records of a repacked model do not go with this dtype.
-    """
-    if stored.repacked is not None:
-        _check_dtype(stored, kept)
-        return stored.repacked.index.layout, stored.repacked.pages
-    state = stored.model.state_dict()
-    layers = stored.model.moe_layers()
-    if not layers:
-        return PageLayout.of({}), {}
-    prefixes = {layer: f"decoder.layers.{layer}.moe.experts." for layer in layers}
-    layout = lay_out_record(next(iter(layers.values())).experts, None, kept)
-    pages = {}
-    for layer, prefix in prefixes.items():
-        sources = {name: stored.sources[prefix + name] for name in layout.fields}
-        num_experts = state[prefix + "down"].shape[0]
-        pages[layer] = [page_of(expert, sources, layout, stored.tensors) for expert in range(num_experts)]
-    return layout, pages
-
-
-def choose_budget(asked: int | None, num_bytes: int) -> int | None:
-    """Return what is asked for, or as much of it as the process may ever hold.
-
-    Where nobody asks: most of what is free, if weights of so many bytes take more; else None, no limit.
-    """
-    if asked is not None:
-        return min(asked, limit_bytes())
-    most = int(_SHARE * available_bytes())
-    return most if num_bytes > most else None
-
-
-def choose_device_budget(device: torch.device, asked: int | None) -> int | None:
-    """Return what is asked for, or as much of it as is free on a device; None where it has no memory of its own.
-
-    Where nobody asks: most of what is free there.
-    """
-    if device.type != "cuda":
-        return asked
-    free = free_device_bytes(device)
-    return int(_SHARE * free) if asked is None else min(asked, free - _CUDA_BYTES)
-
-
-def list_fixed(dense_bytes: int) -> dict[str, int]:
-    """Return the bytes that are held as long as a model is, whatever the budget, by purpose."""
-    return {
-        "process": held_bytes() + _GROWTH_BYTES,
-        DENSE: dense_bytes,
-        "buffers of the disk": DISK_BUFFERS_BYTES,
-    }
-
-
-def count_dense_bytes(stored: StoredModel, kept: torch.dtype) -> int:
-    """Return the bytes of the dense core in memory, with weights of dtype `kept`."""
-    state = stored.model.state_dict()
-    return sum(state[name].numel() * kept_dtype(name, kept).itemsize for name in stored.dense_names)
-
-
-def _check_dtype(stored: StoredModel, kept: torch.dtype) -> None:
-    name, folder = str(kept).removeprefix("torch."), stored.tensors.folder
-    if stored.bits is not None and kept not in TOKEN_DTYPES:
-        raise UnsupportedError(
-            f"'{folder}' has experts of {stored.bits} bits, which are not computed in {name}",
-            "ask for bfloat16 or float32",
-        )
-    if stored.bits is None and kept != stored.dtype:
-        held = str(stored.dtype).removeprefix("torch.")
-        raise UnsupportedError(
-            f"'{folder}' has pages of {held}, read as they are; {name} was asked for",
-            f"leave out the dtype, or write another folder: moesaic convert {folder} NEW --to moesaic --dtype {name}",
-        )

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 from moesaic.checkpoint.folder import find_model
-from moesaic.checkpoint.paged import lay_out_pages
+from moesaic.checkpoint.lay_out import lay_out_pages
 from moesaic.checkpoint.stored import open_model
 from moesaic.memory.disk import Disk
 from moesaic.memory.page import ALIGNMENT, Extent, Page, Piece, stored_bytes

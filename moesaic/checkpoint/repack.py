@@ -16,9 +16,9 @@ from moesaic.checkpoint.dense_core import CoreWriter
 from moesaic.checkpoint.encode import Encoder
 from moesaic.checkpoint.export import write_settings
 from moesaic.checkpoint.folder import config_file, find_tokenizer
+from moesaic.checkpoint.lay_out import lay_out_pages
 from moesaic.checkpoint.load import choose_dtype
 from moesaic.checkpoint.page_index import CORE, PAGES, PageFile, PageIndex, lay_out_record, record_name
-from moesaic.checkpoint.paged import lay_out_pages
 from moesaic.checkpoint.records import read_records
 from moesaic.checkpoint.resumable import Unfinished, resumable_folder
 from moesaic.checkpoint.stored import StoredModel, open_model

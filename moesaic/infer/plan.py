@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from moesaic.checkpoint.budget import choose_budget, list_fixed
 from moesaic.checkpoint.folder import find_model
+from moesaic.checkpoint.lay_out import count_dense_bytes, lay_out_pages
 from moesaic.checkpoint.load import choose_dtype
-from moesaic.checkpoint.paged import choose_budget, count_dense_bytes, lay_out_pages, list_fixed
 from moesaic.checkpoint.stored import StoredModel, open_model
 from moesaic.errors import RequestError
 from moesaic.hw.arithmetic import measure_arithmetic_rate

@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 from moesaic.checkpoint import paged as paged_room
+from moesaic.checkpoint.budget import DENSE
 from moesaic.checkpoint.load import load_model
 from moesaic.checkpoint.paged import open_paged_model
 from moesaic.infer.engine import LLM
@@ -35,7 +36,7 @@ LONG_CYCLES = 2_000_000_000
 
 
 def _logits_on_device(folder: Path, dtype: str, slots: tuple[int, int], patch: pytest.MonkeyPatch) -> list[Tensor]:
-    patch.setattr(paged_room, "count_slots", lambda _, taken, *__: slots[paged_room.DENSE not in taken])
+    patch.setattr(paged_room, "count_slots", lambda _, taken, *__: slots[DENSE not in taken])
     paged = open_paged_model(folder, dtype, None, device="cuda")
     assert {each.device.type for each in paged.model.parameters()} <= {"cuda", "meta"}
     logits = _logits(paged.model, paged.pager)

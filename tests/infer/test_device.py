@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moesaic.checkpoint import paged as paged_room
+from moesaic.checkpoint.budget import DENSE, choose_device_budget
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.load import load_model
 from moesaic.checkpoint.paged import PagedModel, open_paged_model
@@ -36,7 +37,7 @@ def set_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_slots(num_device: int, num_host: int) -> None:
         def count_slots(budget: int | None, taken: dict[str, int], *_: int) -> int:
-            return num_device if paged_room.DENSE in taken else num_host
+            return num_device if DENSE in taken else num_host
 
         monkeypatch.setattr(paged_room, "count_slots", count_slots)
 
@@ -284,10 +285,10 @@ def test_device_is_one_of_those_there_are_when_cuda_is_there(monkeypatch: pytest
 def test_device_budget_is_most_of_what_is_free_when_nobody_says(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000 * MIB, 2000 * MIB))
-    assert paged_room.choose_device_budget(device, None) == 800 * MIB
-    assert paged_room.choose_device_budget(device, 1500 * MIB) == (1000 - 256) * MIB
-    assert paged_room.choose_device_budget(device, 15 * MIB) == 15 * MIB
-    assert paged_room.choose_device_budget(torch.device("cpu"), None) is None
+    assert choose_device_budget(device, None) == 800 * MIB
+    assert choose_device_budget(device, 1500 * MIB) == (1000 - 256) * MIB
+    assert choose_device_budget(device, 15 * MIB) == 15 * MIB
+    assert choose_device_budget(torch.device("cpu"), None) is None
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])

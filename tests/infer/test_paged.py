@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moesaic.checkpoint import budget as budget_room
 from moesaic.checkpoint import paged as paged_room
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.load import load_model
@@ -157,9 +158,9 @@ def test_model_is_paged_within_four_fifths_when_it_takes_more_than_is_free(
     ids_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = 4 * 2**30
-    monkeypatch.setattr(paged_room, "available_bytes", lambda: free)
+    monkeypatch.setattr(budget_room, "available_bytes", lambda: free)
     assert LLM(ids_folder).stats()["budget_bytes"] is None
-    monkeypatch.setattr(paged_room, "_SHARE", 2**-18)  # 16 KiB: less than the pages
+    monkeypatch.setattr(budget_room, "_SHARE", 2**-18)  # 16 KiB: less than the pages
     with pytest.raises(MemoryBudgetError, match="a budget of 16 KiB is too small"):
         LLM(ids_folder)
 
@@ -167,7 +168,7 @@ def test_model_is_paged_within_four_fifths_when_it_takes_more_than_is_free(
 def test_budget_is_what_the_process_may_hold_when_more_is_asked_for(
     ids_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paged_room, "limit_bytes", lambda: 2 * 2**30)
+    monkeypatch.setattr(budget_room, "limit_bytes", lambda: 2 * 2**30)
     assert LLM(ids_folder, memory="64GiB").stats()["budget_bytes"] == 2 * 2**30
     assert LLM(ids_folder, memory="1GiB").stats()["budget_bytes"] == 2**30
 

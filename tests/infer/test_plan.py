@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from moesaic.checkpoint import paged as paged_room
+from moesaic.checkpoint import budget as budget_room
 from moesaic.checkpoint.export import export_model
 from moesaic.checkpoint.stored import open_model
 from moesaic.errors import CheckpointError, MemoryBudgetError, RequestError
@@ -24,7 +24,7 @@ PROMPT = [5, 3, 8, 1, 7, 7, 2]
 @pytest.fixture(autouse=True)
 def _known_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process always hold as much: it is measured anew by each model that is opened."""
-    monkeypatch.setattr(paged_room, "held_bytes", lambda: 2**28)
+    monkeypatch.setattr(budget_room, "held_bytes", lambda: 2**28)
 
 
 def _sizes(folder: Path, dtype: torch.dtype = torch.float32) -> ModelSizes:
@@ -99,9 +99,9 @@ def test_four_fifths_of_the_free_memory_are_planned_when_the_model_takes_more(
     ids_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = _sizes(ids_folder).fixed["dense core"] + 10 * 4096
-    monkeypatch.setattr(paged_room, "available_bytes", lambda: math.ceil(weights / 0.8))
+    monkeypatch.setattr(budget_room, "available_bytes", lambda: math.ceil(weights / 0.8))
     assert plan_inference(ids_folder, prompt_tokens=3, stated=RATES)["plan"]["share"] == 1.0
-    monkeypatch.setattr(paged_room, "available_bytes", lambda: math.floor(weights / 0.8) - 2)
+    monkeypatch.setattr(budget_room, "available_bytes", lambda: math.floor(weights / 0.8) - 2)
     with pytest.raises(MemoryBudgetError, match=r"a budget of 54.6 KiB is too small"):
         plan_inference(ids_folder, prompt_tokens=3, stated=RATES)
 

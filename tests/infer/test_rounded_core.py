@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from moesaic.checkpoint import paged as paged_room
+from moesaic.checkpoint import budget as budget_room
 from moesaic.checkpoint.export import export_model
+from moesaic.checkpoint.lay_out import count_dense_bytes
 from moesaic.checkpoint.load import load_model
-from moesaic.checkpoint.paged import count_dense_bytes, open_paged_model
+from moesaic.checkpoint.paged import open_paged_model
 from moesaic.checkpoint.repack import repack_model
 from moesaic.checkpoint.stored import open_model
 from moesaic.errors import UnsupportedError
@@ -118,7 +119,7 @@ def test_bytes_told_are_those_held_when_the_core_is_rounded(
 def test_sizes_are_those_worked_out_when_a_model_is_small(
     ids_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paged_room, "held_bytes", lambda: 2**28)
+    monkeypatch.setattr(budget_room, "held_bytes", lambda: 2**28)
 
     def size(folder: Path) -> ModelSizes:
         return size_model(open_model(folder), torch.float32, 7)
