@@ -2,7 +2,7 @@
 
 Every figure is of a process of its own, started from cold files, with its memory limited by a control group where a
 budget is named. The programs are given the same prompts and the same following tokens. Rates of disk and memory are
-measured in the same processes as what is held against them.
+measured in the same processes as what is held against them: the disk's before and after, of which the mean is taken.
 """
 
 import statistics
@@ -84,7 +84,7 @@ def prefill_under_limit(work: Work) -> Iterator[Report]:
 
     The first one also waits for the system to hand out the memory of the slots.
     """
-    rounds = 3
+    rounds = 4
     compute_s = statistics.median(
         seconds
         for _ in range(work.repeats)
@@ -95,9 +95,10 @@ def prefill_under_limit(work: Work) -> Iterator[Report]:
         # Before the first round, then twice after each.
         read = [stats["bytes_read"] for stats in answer.values["stats"]][::2]
         missing = [after - before for before, after in pairwise(read)]
-        disk = max(answer.values["disk_gb_per_s"])
+        disk = [statistics.fmean(rates) for rates in pairwise(answer.values["disk_gb_per_s"])]  # of each round
         seconds = answer.values["prefill_s"]
-        over = [each / max(count / 1e9 / disk, compute_s) for each, count in zip(seconds, missing, strict=True)]
+        limits = [max(count / 1e9 / rate, compute_s) for count, rate in zip(missing, disk, strict=True)]
+        over = [each / limit for each, limit in zip(seconds, limits, strict=True)]
         ratio = round(statistics.median(over[1:]), 3)
         yield {
             "name": "prefill 512 at 4 GiB",
@@ -105,7 +106,7 @@ def prefill_under_limit(work: Work) -> Iterator[Report]:
             "compute_s": round(compute_s, 3),
             "gb_read": [round(count / 1e9, 2) for count in missing],
             "each_prefill_s": [round(each, 3) for each in seconds],
-            "disk_gb_per_s": round(disk, 3),
+            "each_disk_gb_per_s": [round(rate, 3) for rate in disk],
             "over_limit": ratio,
             "first_over_limit": round(over[0], 3),
             "targets": [{"figure": "over_limit", "at": "most", "limit": 1.3, "found": ratio, "met": ratio <= 1.3}],
@@ -239,7 +240,7 @@ def _against_limits(answer: Answer) -> Report:
     before, after = values["stats"][1:3]
     steps = len(values["steps_s"][0])
     hits, misses = (after[key] - before[key] for key in ("hits", "misses"))
-    sizes, disk = values["sizes"], max(values["disk_gb_per_s"])
+    sizes, disk = values["sizes"], statistics.fmean(values["disk_gb_per_s"])
     memory_s = sizes["memory_bytes_per_token"] / 1e9 / values["memory_gb_per_s"]
     disk_s = misses / max(1, steps) * sizes["stored_page_bytes"] / 1e9 / disk
     limit_s = max(memory_s, disk_s)

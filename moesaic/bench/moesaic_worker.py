@@ -6,13 +6,13 @@ It reads one JSON object from standard input and answers with one:
      "memory": BYTES or null, "resident": SHARE or null, "policy": NAME, "trace": FILE or "even" or null,
      "next": [[ID, ...], ...] or null, "logits": FILE or null}
     {"version": ..., "load_s": ..., "prefill_s": [...], "steps_s": [[...], ...], "tokens": [[ID, ...], ...],
-     "stats": [...], "sizes": {...}, "disk_gb_per_s": [before, after], "memory_gb_per_s": ...}
+     "stats": [...], "sizes": {...}, "disk_gb_per_s": [...], "memory_gb_per_s": ...}
 
 `resident` asks for as much memory as holds this share of the experts, in place of `memory`. With a `trace` each token
 takes the experts of a line of it, in turn, whatever its router says; with "even", experts that are drawn. `next` holds
 the tokens that follow each prompt, the model's own where it is null: a model of random weights repeats itself, and so
 would the experts it needs. `stats` are those before the first round, then after the first and the last pass of each.
-`sizes` are those of `ModelSizes`.
+`sizes` are those of `ModelSizes`. The disk is measured before the first round and after each.
 """
 
 import json
@@ -40,6 +40,8 @@ from moesaic.memory.probe import measure_disk_rate
 from moesaic.ops.cpu.bandwidth import read_bandwidth
 
 _PROBE_BYTES = 2**29
+# A disk may be twice as fast for a second as for the next one.
+_PROBE_SECONDS = 3.0
 
 
 def main() -> None:
@@ -73,8 +75,8 @@ def main() -> None:
                 answer["tokens"] = logits.argmax(2).T.tolist()
                 if request["logits"] is not None:
                     np.save(request["logits"], logits.numpy())
+            disk_rates.append(_disk_rate(stored))
     paged.disk.close()
-    disk_rates.append(_disk_rate(stored))
     answer |= {
         "sizes": {
             **asdict(sizes),
@@ -111,7 +113,7 @@ def _disk_rate(stored: StoredModel) -> float:
     layout, pages = lay_out_pages(stored, stored.dtype)
     disk = Disk()
     try:
-        return measure_disk_rate([page for each in pages.values() for page in each], layout, disk, seconds=1.0)
+        return measure_disk_rate([page for each in pages.values() for page in each], layout, disk, _PROBE_SECONDS)
     finally:
         disk.close()
 

@@ -107,7 +107,7 @@ def _answer(**changes: Any) -> Answer:
         "tokens": [[1, 2, 3]],
         "stats": [stats, stats, stats | {"hits": 6, "misses": 2, "bytes_read": 4 * 10**9}],
         "sizes": {"memory_bytes_per_token": 3 * 10**9, "stored_page_bytes": 10**9},
-        "disk_gb_per_s": [1.0, 2.0],
+        "disk_gb_per_s": [1.5, 2.5],
         "memory_gb_per_s": 10.0,
         **changes,
     }
@@ -156,9 +156,11 @@ def test_prefill_is_held_against_the_bytes_that_each_prompt_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stats = [{"bytes_read": count * 10**9} for count in (1, 9, 9, 13, 13, 16, 16)]
+    rates = [1.5, 2.5, 1.5, 2.5]
 
     def ask(self: Programs, *_: object, limit_bytes: int | None = None, **__: object) -> Answer:
-        return _answer(prefill_s=[8.0, 4.0, 3.0] if limit_bytes else [2.0, 1.5, 1.0], stats=stats)
+        seconds = [8.0, 4.0, 3.0] if limit_bytes else [2.0, 1.5, 1.0]
+        return _answer(prefill_s=seconds, stats=stats, disk_gb_per_s=rates)
 
     monkeypatch.setattr(Programs, "ask", ask)
     work = Work(Programs(folder, tmp_path, tmp_path, tmp_path, 61, 1), None, 1, 4)
