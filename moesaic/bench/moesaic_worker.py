@@ -31,6 +31,7 @@ from moesaic.bench.replayed import replay_routing
 from moesaic.checkpoint.lay_out import lay_out_pages
 from moesaic.checkpoint.paged import PagedModel, open_paged_model
 from moesaic.checkpoint.stored import StoredModel, open_model
+from moesaic.hw.memory import limit_bytes
 from moesaic.infer.plan import size_model
 from moesaic.infer.request import SamplingParams
 from moesaic.infer.runner import Runner
@@ -42,6 +43,8 @@ from moesaic.ops.cpu.bandwidth import read_bandwidth
 _PROBE_BYTES = 2**29
 # A disk may be twice as fast for a second as for the next one.
 _PROBE_SECONDS = 3.0
+# That a probe takes beside the model.
+_PROBE_ROOM = 2**26
 
 
 def main() -> None:
@@ -54,6 +57,8 @@ def main() -> None:
     disk_rates = [_disk_rate(stored)]
     sizes = size_model(stored, stored.dtype, len(request["prompts"][0]))
     budget = request["memory"]
+    if budget is not None:
+        budget = min(budget, limit_bytes()) - _PROBE_ROOM
     if request["resident"] is not None:
         budget = sizes.budget_for(round(request["resident"] * sizes.num_pages))
     began = time.perf_counter()
