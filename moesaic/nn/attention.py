@@ -53,6 +53,7 @@ class SelfAttention(nn.Module):
             key_BGZC, value_BGZC = cache.write(self.layer, positions_BS, key_BSGC, value_BSGC)
         return self.output(attention(query_BSHC, key_BGZC, value_BGZC, mask).flatten(2))
 
+    @torch.no_grad()  # a gradient would keep the former weights
     def join_projections(self) -> None:
         """Make the weights of query, key and value parts of one, whose single product a few tokens wait for less.
 

@@ -1,5 +1,7 @@
 """Attention whose projections are one product."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -35,8 +37,11 @@ def test_joined_projections_change_no_bit_and_no_weight(changes: dict[str, Any],
 
 
 def test_joined_projections_take_no_more_memory() -> None:
-    attention = _attentions(tiny_model())[0]
+    attention = _attentions(tiny_model().requires_grad_(True))[0]
+    former = [weakref.ref(part.weight) for part in (attention.query, attention.key, attention.value)]
     attention.join_projections()
+    gc.collect()
+    assert [each() for each in former] == [None, None, None]
     parts = [part.weight.untyped_storage().data_ptr() for part in (attention.query, attention.key, attention.value)]
     assert len(set(parts)) == 1
     assert attention._joined is not None
