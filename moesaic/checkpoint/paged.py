@@ -26,7 +26,6 @@ from moesaic.memory.room import PAGES, Room
 from moesaic.memory.source import Slots, Source
 from moesaic.models.model import LanguageModel
 from moesaic.nn.attention import SelfAttention
-from moesaic.nn.linear import Linear
 from moesaic.nn.moe.paged import PagedDispatcher
 
 # Host slots where every page passes once, to the device.
@@ -179,7 +178,7 @@ class _Opened:
         model.load_state_dict(weights, assign=True, strict=False)
         del weights
         for module in model.modules():
-            if isinstance(module, SelfAttention) and isinstance(module.query, Linear):
+            if isinstance(module, SelfAttention):
                 module.join_projections()
         return model
 

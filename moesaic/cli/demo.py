@@ -95,15 +95,17 @@ def _samples(folder: Path, memory: int | None = None) -> tuple[list[dict[str, st
 
 def _page(folder: Path, expected: list[dict[str, str]]) -> dict[str, Any]:
     """Generate with a third of the weights in memory, and compare."""
+    from moesaic.checkpoint.budget import DENSE
     from moesaic.checkpoint.folder import find_model
     from moesaic.checkpoint.inspect import inspect_checkpoint
     from moesaic.infer.plan import budget_for_weights
+    from moesaic.memory.room import PAGES
 
     whole_bytes = inspect_checkpoint(folder)["total_bytes"]
     samples, stats = _samples(folder, budget_for_weights(find_model(folder), whole_bytes // 3))
     assert samples == expected, "paging changes no result"
     holdings = stats["holdings_bytes"]
-    weight_bytes = holdings["dense core"] + holdings["expert pages"]
+    weight_bytes = holdings[DENSE] + holdings[PAGES]
     return {"whole_bytes": whole_bytes, "weight_bytes": weight_bytes, **stats}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moesaic.checkpoint.budget import choose_budget, list_fixed
+from moesaic.checkpoint.budget import DENSE, choose_budget, list_fixed
 from moesaic.checkpoint.folder import find_model
 from moesaic.checkpoint.lay_out import count_dense_bytes, lay_out_pages
 from moesaic.checkpoint.load import choose_dtype
@@ -72,7 +72,7 @@ def plan_inference(
     sizes = size_model(stored, kept, prompt_tokens)
     whole = sizes.budget_for(sizes.num_pages)
     # What is asked for may be another machine's.
-    chosen = budget or choose_budget(None, sizes.fixed["dense core"] + sizes.num_pages * sizes.page_bytes) or whole
+    chosen = budget or choose_budget(None, sizes.fixed[DENSE] + sizes.num_pages * sizes.page_bytes) or whole
     capacity = plan_capacity(sizes, chosen)  # refused before anything is measured
     rates = _measure(given, kept, lambda: _measure_disk(pages, layout))
     budgets = {sizes.least_budget, *(sizes.budget_for(math.ceil(share * sizes.num_pages)) for share in _SHARES)}
@@ -108,7 +108,7 @@ def budget_for_weights(folder: Path, weight_bytes: int, dtype: str | None = None
     """
     stored = open_model(folder)
     sizes = size_model(stored, choose_dtype(dtype) or stored.dtype, 1)
-    most = max(0, weight_bytes - sizes.fixed["dense core"]) // max(1, sizes.page_bytes)
+    most = max(0, weight_bytes - sizes.fixed[DENSE]) // max(1, sizes.page_bytes)
     return sizes.budget_for(min(sizes.num_pages, max(sizes.experts_per_token, most)))
 
 
@@ -133,7 +133,7 @@ def size_model(stored: StoredModel, kept: torch.dtype, prompt_tokens: int) -> Mo
         num_layers=len(pages),
         num_experts=config.num_experts if pages else 0,
         experts_per_token=config.experts_per_token if pages else 0,
-        dense_read_bytes=fixed["dense core"] - (0 if model.head is None else table * kept.itemsize),
+        dense_read_bytes=fixed[DENSE] - (0 if model.head is None else table * kept.itemsize),
         prompt_tokens=prompt_tokens,
         prompt_operations=2.0 * prompt_tokens * active,
     )

@@ -26,6 +26,7 @@ class SelfAttention(nn.Module):
         self.key = Linear(config.hidden_size, kv_width, bias=config.attention_bias)
         self.value = Linear(config.hidden_size, kv_width, bias=config.attention_bias)
         self.output = Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
+        self._widths = [query_width, kv_width, kv_width]
         self._joined: tuple[Tensor, Tensor | None] | None = None  # weight and bias of query, key and value
         self.query_norm: RmsNorm | None = None
         self.key_norm: RmsNorm | None = None
@@ -57,24 +58,24 @@ class SelfAttention(nn.Module):
     def join_projections(self) -> None:
         """Make the weights of query, key and value parts of one, whose single product a few tokens wait for less.
 
-        For weights that stay as they are. They take no more memory than before.
+        For weights that stay as they are. They take no more memory than before. Projections of 8 bits stay apart.
         """
-        parts = [self.query, self.key, self.value]
-        widths = [part.out_features for part in parts]
+        parts = [part for part in (self.query, self.key, self.value) if isinstance(part, Linear)]
+        if len(parts) < len(self._widths):
+            return
         weight = torch.cat([part.weight for part in parts])
         bias = None if self.query.bias is None else torch.cat([part.bias for part in parts])
-        for part, rows in zip(parts, weight.split(widths), strict=True):
+        for part, rows in zip(parts, weight.split(self._widths), strict=True):
             part.weight = nn.Parameter(rows, requires_grad=False)
         if bias is not None:
-            for part, values in zip(parts, bias.split(widths), strict=True):
+            for part, values in zip(parts, bias.split(self._widths), strict=True):
                 part.bias = nn.Parameter(values, requires_grad=False)
         self._joined = weight, bias
 
     def _project(self, hidden_BSD: Tensor) -> tuple[Tensor, ...]:
         if self._joined is None:
             return self.query(hidden_BSD), self.key(hidden_BSD), self.value(hidden_BSD)
-        widths = [part.out_features for part in (self.query, self.key, self.value)]
-        return linear(hidden_BSD, *self._joined).split(widths, dim=-1)
+        return linear(hidden_BSD, *self._joined).split(self._widths, dim=-1)
 
     def _heads(self, projected: Tensor, norm: RmsNorm | None) -> Tensor:
         """Norm and clip a projection [B, S, heads C], and split it into heads: [B, S, heads, C]."""

@@ -24,7 +24,7 @@ from moesaic.memory.mode import Mode
 from moesaic.nn import decoder as decoder_room
 from moesaic.ops import paged_mixture as mixture_room
 from moesaic.testing.tiny import tiny_model
-from tests.infer.test_paged import bad_pages  # noqa: F401
+from tests.infer.test_paged import bad_pages, check_that_others_go_on  # noqa: F401
 from tests.infer.test_runner import PROMPTS, _sequences
 
 NUM_PAGES, NUM_EXPERTS = 2 * 5, 5
@@ -173,29 +173,7 @@ def test_others_go_on_when_a_page_of_one_prompt_cannot_be_read_for_a_device(
     bad_pages: set[int],  # noqa: F811
 ) -> None:
     set_slots(3, 2)
-    llm = LLM(ids_folder)
-    good = llm.generate(PROMPTS, max_tokens=8)
-    pager = llm._paged.pager
-    assert pager is not None
-    outcomes = set()
-    for layer, pages in pager._loader._pages.items():
-        for expert, page in enumerate(pages):
-            bad_pages.clear()
-            bad_pages.add(page[0].extent.offset)
-            ended = {delta.index: delta.completion for delta in llm.stream(PROMPTS, max_tokens=8) if delta.completion}
-            for index, one in enumerate(good):
-                other = ended[index]
-                if other.finish_reason == "error":
-                    assert other.error is not None
-                    assert other.error.startswith(f"expert {expert} of layer {layer}: cannot read '")
-                    assert other.token_ids == one.token_ids[: len(other.token_ids)], "no wrong token"
-                else:
-                    assert other == one
-            outcomes.add(tuple(each.finish_reason == "error" for each in ended.values()))
-    assert any(any(each) and not all(each) for each in outcomes), "one fails, another goes on"
-    bad_pages.clear()
-    assert llm.generate(PROMPTS, max_tokens=8) == good
-    llm.close()
+    check_that_others_go_on(LLM(ids_folder), bad_pages)
 
 
 def test_nothing_is_left_on_the_host_when_the_device_holds_every_page(ids_folder: Path) -> None:

@@ -114,11 +114,8 @@ def bad_pages(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     return bad
 
 
-def test_others_go_on_when_the_experts_of_one_prompt_cannot_be_read(
-    ids_folder: Path, set_slots: Any, bad_pages: set[int]
-) -> None:
-    set_slots(3)
-    llm = LLM(ids_folder)
+def check_that_others_go_on(llm: LLM, bad_pages: set[int]) -> None:
+    """Let each page fail in turn: the prompts that need it end with its error, the others as if nothing had been."""
     good = llm.generate(PROMPTS, max_tokens=8)
     pager = llm._paged.pager
     assert pager is not None
@@ -141,6 +138,27 @@ def test_others_go_on_when_the_experts_of_one_prompt_cannot_be_read(
     bad_pages.clear()
     assert llm.generate(PROMPTS, max_tokens=8) == good
     llm.close()
+
+
+def test_others_go_on_when_the_experts_of_one_prompt_cannot_be_read(
+    ids_folder: Path, set_slots: Any, bad_pages: set[int]
+) -> None:
+    set_slots(3)
+    check_that_others_go_on(LLM(ids_folder), bad_pages)
+
+
+def test_expert_is_asked_for_once_a_step_however_many_sequences_ask_for_it(ids_folder: Path, set_slots: Any) -> None:
+    set_slots(3)
+    llm = LLM(ids_folder)
+    llm.generate([[5, 6, 7]], max_tokens=6, ignore_eos=True)
+    alone = llm.stats()
+    llm.close()
+    llm = LLM(ids_folder)
+    llm.generate([[5, 6, 7]] * 4, max_tokens=6, ignore_eos=True)
+    together = llm.stats()
+    llm.close()
+    asked = [stats["hits"] + stats["misses"] for stats in (alone, together)]
+    assert asked[0] == asked[1] > 0, "four that go the same way ask for what one does"
 
 
 def test_request_fails_when_no_prompt_can_be_answered(ids_folder: Path, set_slots: Any, bad_pages: set[int]) -> None:

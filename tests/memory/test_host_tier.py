@@ -4,7 +4,6 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from moesaic.errors import CheckpointError, UnsupportedError
-from moesaic.memory import copy_stream
-from moesaic.memory.copy_stream import CudaCopyStream, HostCopyStream, open_copy_stream
+from moesaic.errors import CheckpointError
+from moesaic.memory.copy_stream import HostCopyStream
 from moesaic.memory.device_pool import DevicePool
 from moesaic.memory.disk import Disk, Reading
 from moesaic.memory.file import WeightsFile
@@ -110,6 +108,18 @@ def _check_host_slots(tier: HostTier, pages: dict[int, list[Page]]) -> None:
     for layer, expert in KEYS:
         slot = tier._held.get(pages[layer][expert])
         assert slot is None or holds(tier._pool.record(slot), layer, expert)
+
+
+def _hold_copies(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let no copy begin before this has been set."""
+    may_copy, real = threading.Event(), HostCopyStream.begin
+
+    def begin(*arguments: Any) -> Callable[[], None]:
+        assert may_copy.wait(LONG)
+        return real(*arguments)
+
+    monkeypatch.setattr(HostCopyStream, "begin", begin)
+    return may_copy
 
 
 class TierMachine(RuleBasedStateMachine):
@@ -295,13 +305,7 @@ def test_file_is_not_read_again_when_the_host_still_has_the_page(pages: dict[int
 def test_urgent_pages_come_first_when_they_wait_for_a_slot(
     pages: dict[int, list[Page]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_copy, real = threading.Event(), HostCopyStream.begin
-
-    def begin(*arguments: Any) -> Callable[[], None]:
-        assert may_copy.wait(LONG)
-        return real(*arguments)
-
-    monkeypatch.setattr(HostCopyStream, "begin", begin)
+    may_copy = _hold_copies(monkeypatch)
     tier, device = _new_tier(1), DevicePool(LAYOUT, 4, DEVICE)
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
 
@@ -378,13 +382,7 @@ def test_later_page_is_copied_while_an_earlier_wave_is_computed(
 def test_what_waits_never_comes_and_memory_is_given_back_when_the_tier_is_closed(
     pages: dict[int, list[Page]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_copy, real = threading.Event(), HostCopyStream.begin
-
-    def begin(*arguments: Any) -> Callable[[], None]:
-        assert may_copy.wait(LONG)
-        return real(*arguments)
-
-    monkeypatch.setattr(HostCopyStream, "begin", begin)
+    may_copy = _hold_copies(monkeypatch)
     tier, device = _new_tier(1), DevicePool(LAYOUT, 2, DEVICE)
     ended: list[int] = []
     first = tier.read(pages[0][0], device.record(0), lambda: ended.append(0))
@@ -402,103 +400,3 @@ def test_what_waits_never_comes_and_memory_is_given_back_when_the_tier_is_closed
     tier.close()
     with pytest.raises(AssertionError, match="a closed tier"):
         tier.read(pages[0][0], device.record(0))
-
-
-class FakeDriver:
-    """As much of CUDA's runtime as pinning asks for."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-        self.pinned: dict[int, int] = {}
-
-    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:  # noqa: N802
-        """Note what is pinned, or refuse."""
-        assert flags == 0
-        if self.code == 0:
-            self.pinned[address] = num_bytes
-        return self.code
-
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
-        """Forget it."""
-        del self.pinned[address]
-        return 0
-
-
-def _fake_cuda(code: int, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    driver = FakeDriver(code)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
-    return driver
-
-
-def test_all_host_slots_are_pinned_until_the_tier_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = _fake_cuda(0, monkeypatch)
-    pool = Pool(LAYOUT, 3)
-    tier = HostTier(Disk(cached=True, num_threads=1), pool, torch.device("cuda", 0))
-    assert driver.pinned == {pool.record(0).ctypes.data: 3 * LAYOUT.num_bytes}
-    tier.close()
-    assert not driver.pinned
-
-
-def test_tier_is_refused_when_memory_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fake_cuda(2, monkeypatch)
-    disk = Disk(cached=True, num_threads=1)
-    with pytest.raises(UnsupportedError, match="cannot pin 12 KiB of host memory for cuda:0: CUDA error 2") as caught:
-        HostTier(disk, Pool(LAYOUT, 3), torch.device("cuda", 0))
-    assert "ulimit -l" in caught.value.hint
-    disk.close()
-
-
-def test_copy_waits_for_the_mark_and_is_waited_for_when_the_device_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    trace: list[object] = []
-
-    class Event:
-        def synchronize(self) -> None:
-            trace.append("the host waits for the copy")
-
-    class Stream:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def wait_event(self, event: object) -> None:
-            trace.append(f"{self.name} wait for {event}")
-
-        def record_event(self, event: Event | None = None) -> object:
-            trace.append(f"{self.name} are marked")
-            return "the mark" if event is None else event
-
-    class Target:
-        def copy_(self, source: torch.Tensor, non_blocking: bool) -> None:
-            trace.append(f"copy of {source.tolist()}, the host goes on: {non_blocking}")
-
-    def event(blocking: bool) -> Event:
-        assert blocking, "who waits sleeps"
-        return Event()
-
-    _fake_cuda(0, monkeypatch)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copies"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("kernels"))
-    monkeypatch.setattr(
-        torch.cuda, "stream", lambda stream: nullcontext(trace.append(f"on the stream of {stream.name}"))
-    )
-    monkeypatch.setattr(torch.cuda, "Event", event)
-    stream = CudaCopyStream(torch.device("cuda", 0))
-    mark = stream.mark()
-    wait = stream.begin(np.array([7], np.uint8), Target(), mark)  # type: ignore[arg-type]
-    trace.append("begun")
-    wait()
-    assert trace == [
-        "kernels are marked",
-        "on the stream of copies",
-        "copies wait for the mark",
-        "copy of [7], the host goes on: True",
-        "copies are marked",
-        "begun",
-        "the host waits for the copy",
-    ]
-
-
-def test_copies_have_a_stream_of_their_own_when_the_device_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fake_cuda(0, monkeypatch)
-    assert isinstance(open_copy_stream(torch.device("cuda", 1)), CudaCopyStream)
-    assert isinstance(copy_stream.open_copy_stream(DEVICE), HostCopyStream)
