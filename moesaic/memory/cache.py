@@ -131,7 +131,9 @@ class PageCache:
         if beyond:
             return max(beyond, key=self._wait)
         # Of a layer that passes as a whole every page comes, and what its policy keeps would leave for nothing.
-        if reason in ("asked", "guessed") and len(self._resident[layer]) >= self._shares[layer] and idle[layer]:
+        loading = sum(each == layer for each, _ in self._loading)
+        held = len(self._resident[layer]) + loading
+        if reason in ("asked", "guessed") and held >= self._shares[layer] and idle[layer]:
             return layer
         if reason in ("coming", "guessed") or self._loading or idle[layer] < len(self._resident[layer]):
             return None  # for those who wait, what is loading or about to be computed makes room soon
