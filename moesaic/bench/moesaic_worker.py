@@ -32,7 +32,7 @@ from moesaic.checkpoint.lay_out import lay_out_pages
 from moesaic.checkpoint.paged import PagedModel, open_paged_model
 from moesaic.checkpoint.stored import StoredModel, open_model
 from moesaic.hw.memory import limit_bytes
-from moesaic.infer.plan import size_model
+from moesaic.infer.plan import ANSWER_TOKENS, size_model
 from moesaic.infer.request import SamplingParams
 from moesaic.infer.runner import Runner
 from moesaic.infer.sequence import Sequence
@@ -55,7 +55,9 @@ def main() -> None:
     stored = open_model(folder)
     memory_rate = read_bandwidth(_PROBE_BYTES)
     disk_rates = [_disk_rate(stored)]
-    sizes = size_model(stored, stored.dtype, len(request["prompts"][0]))
+    # An answer longer than is reckoned with would take slots from the pages.
+    tokens = len(request["prompts"][0]) + max(0, request["new_tokens"] - ANSWER_TOKENS)
+    sizes = size_model(stored, stored.dtype, tokens)
     budget = request["memory"]
     if budget is not None:
         budget = min(budget, limit_bytes()) - _PROBE_ROOM
