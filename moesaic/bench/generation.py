@@ -110,18 +110,22 @@ class Programs:
         }
 
 
-def rates_of(answer: Answer) -> dict[str, float]:
-    """Return the seconds of the prompt's pass, the median of the following ones, and tokens a second of these."""
+def rates_of(answer: Answer) -> dict[str, float | None]:
+    """Return the seconds of the prompt's pass, the median and the mean of the following ones, and tokens a second.
+
+    Of the following ones: None where there was none.
+    """
     values = answer.values
+    prefill_s = round(statistics.median(values["prefill_s"]), 4)
     steps = [step for each in values["steps_s"] for step in each]
-    step_s = statistics.median(steps) if steps else float("nan")
-    mean_s = statistics.fmean(steps) if steps else float("nan")
-    sequences = len(values["tokens"])
+    if not steps:
+        return {"prefill_s": prefill_s, "step_s": None, "mean_step_s": None, "tokens_per_s": None}
+    mean_s = statistics.fmean(steps)
     return {
-        "prefill_s": round(statistics.median(values["prefill_s"]), 4),
-        "step_s": round(step_s, 4),
+        "prefill_s": prefill_s,
+        "step_s": round(statistics.median(steps), 4),
         "mean_step_s": round(mean_s, 4),
-        "tokens_per_s": round(sequences / mean_s, 3) if steps else float("nan"),
+        "tokens_per_s": round(len(values["tokens"]) / mean_s, 3),
     }
 
 

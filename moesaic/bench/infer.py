@@ -238,7 +238,7 @@ def _against_limits(answer: Answer) -> Report:
     """
     values, rates = answer.values, rates_of(answer)
     before, after = values["stats"][1:3]
-    steps = len(values["steps_s"][0])
+    steps, step_s = len(values["steps_s"][0]), rates["mean_step_s"]
     hits, misses = (after[key] - before[key] for key in ("hits", "misses"))
     sizes, disk = values["sizes"], statistics.fmean(values["disk_gb_per_s"])
     memory_s = sizes["memory_bytes_per_token"] / 1e9 / values["memory_gb_per_s"]
@@ -255,7 +255,7 @@ def _against_limits(answer: Answer) -> Report:
         "disk_gb_per_s": round(disk, 3),
         "memory_gb_per_s": round(values["memory_gb_per_s"], 2),
         "limit_step_s": round(limit_s, 4),
-        "share_of_limit": round(limit_s / rates["mean_step_s"], 3) if steps else None,
+        "share_of_limit": None if step_s is None else round(limit_s / step_s, 3),
     }
 
 

@@ -99,7 +99,7 @@ def _check_out(out: Path | None) -> None:
 
 def _give(result: dict[str, Any], out: Path | None) -> None:
     if out is not None:
-        replace_text(out, json.dumps(result, indent=1) + "\n")
+        replace_text(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
     print_json(result)
 
 

@@ -33,7 +33,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def print_json(result: dict[str, Any]) -> None:
     """Print the one machine-readable object of a command."""
-    print(json.dumps(result, ensure_ascii=False))
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
 
 
 def report_error(failure: BaseException, debug: bool) -> int:

@@ -123,6 +123,12 @@ def test_limit_is_the_larger_of_memory_and_disk_when_worked_by_hand() -> None:
     assert rates_of(_answer())["step_s"] == 1.0
 
 
+def test_report_is_json_when_nothing_follows_the_prompt() -> None:
+    report = infer._against_limits(_answer(steps_s=[[]]))
+    assert (report["tokens_per_s"], report["share_of_limit"], report["prefill_s"]) == (None, None, 2.0)
+    json.dumps(report, allow_nan=False)
+
+
 def test_peer_that_fails_is_told_with_the_reason_when_programs_take_turns(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
