@@ -17,6 +17,7 @@ LETTERS = {
     "X": "experts on this rank",
     "K": "experts chosen per token",
     "N": "routed rows: the chosen (token, expert) pairs that are kept, at most T times K",
+    "W": "ranks of a group",
     "R": "rows this rank's experts receive",
     "F": "expert hidden width",
     "M": "capacity rows per expert",

@@ -6,9 +6,10 @@ with depth (Radford et al., 2019, "Language Models are Unsupervised Multitask Le
 """
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moesaic.config.model import ModelConfig
 
@@ -16,9 +17,18 @@ _RESIDUAL_WRITERS = ("attention.output.weight", "mlp.down.weight", "experts.down
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fill every parameter in place; equal seeds give equal weights."""
+def init_weights(
+    model: nn.Module, config: ModelConfig, seed: int, own_part: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> None:
+    """Fill every parameter in place; equal seeds give equal weights.
+
+    Args:
+        own_part: of a model that is spread over processes: from a parameter and all of its values to those that are
+            kept here. One parameter at a time is whole.
+    """
     generator = torch.Generator().manual_seed(seed)
+    for buffer in model.buffers():
+        buffer.zero_()
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             parameter.fill_(1.0)
@@ -27,4 +37,7 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
         else:
             residual = name.endswith(_RESIDUAL_WRITERS)
             scale = 1 / math.sqrt(2 * config.num_hidden_layers) if residual else 1.0
-            parameter.normal_(0.0, config.initializer_range * scale, generator=generator)
+            values = parameter if own_part is None else torch.empty(parameter.shape, dtype=parameter.dtype)
+            values.normal_(0.0, config.initializer_range * scale, generator=generator)
+            if own_part is not None:
+                parameter.copy_(own_part(parameter, values))

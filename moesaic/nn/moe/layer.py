@@ -9,6 +9,8 @@ from moesaic.config.model import ModelConfig
 from moesaic.nn.linear import Linear
 from moesaic.nn.mlp import GatedMlp
 from moesaic.nn.moe.balance import balance_loss, sequence_balance_loss, z_loss
+from moesaic.nn.moe.batch import WHOLE, Batch
+from moesaic.nn.moe.counts import Counts, count
 from moesaic.nn.moe.dispatch import Dispatcher, LocalDispatcher
 from moesaic.nn.moe.experts import Experts
 from moesaic.nn.moe.load import ExpertLoad
@@ -21,8 +23,9 @@ class MoEOutput:
 
     Attributes:
         hidden_BSD: the output; zero at padding.
-        losses: unscaled auxiliary losses by name, 'balance_loss' and 'z_loss'; none where nobody observes.
-        load: choices per expert; None where nobody observes.
+        losses: unscaled auxiliary losses by name, 'balance_loss' and 'z_loss', as far as these tokens contribute to
+            them; none where nobody observes.
+        load: choices per expert of the whole batch; None where nobody observes.
         next_routing: the same tokens' choice in the next mixture, if that was asked for.
     """
 
@@ -37,6 +40,7 @@ class MoELayer(nn.Module):
 
     Attributes:
         dispatcher: which has the experts computed.
+        batch: of which the tokens that `forward` is given are a part.
         observed: whether losses and load are told. For one token they cost as much as its attention.
     """
 
@@ -46,6 +50,7 @@ class MoELayer(nn.Module):
         self.router = Router(config)
         self.experts = Experts(config.num_experts, config.hidden_size, config.expert_width)
         self.dispatcher: Dispatcher = LocalDispatcher()
+        self.batch: Batch = WHOLE
         self.observed = True
         shared_width = config.shared_expert_intermediate_size
         self.shared = GatedMlp(config.hidden_size, shared_width) if shared_width else None
@@ -71,7 +76,7 @@ class MoELayer(nn.Module):
         flat_TD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
         hidden_TD = flat_TD if valid_T is None else flat_TD[valid_T]
 
-        routing = self.router(hidden_TD) if routing is None else routing
+        routing = self.router(hidden_TD, self.batch) if routing is None else routing
         next_routing = None if next_moe is None else next_moe.route_early(hidden_TD)
         mixed_TD = self.dispatcher.mix(hidden_TD, routing, self.experts)
         if self.config.routed_scaling_factor != 1.0:
@@ -84,11 +89,12 @@ class MoELayer(nn.Module):
         mixed_BSD = mixed_TD.view_as(hidden_BSD)
         if not self.observed:
             return MoEOutput(mixed_BSD, {}, None, next_routing)
-        return MoEOutput(mixed_BSD, self._losses(routing, hidden_BSD, valid_T), self._load(routing), next_routing)
+        losses, counts = self._observe(routing, hidden_BSD, valid_T)
+        return MoEOutput(mixed_BSD, losses, counts.load, next_routing)
 
     def route_early(self, hidden_TD: Tensor) -> Routing:
         """Choose for tokens that come later, and let the dispatcher expect them."""
-        routing = self.router(hidden_TD)
+        routing = self.router(hidden_TD, self.batch)
         self.dispatcher.expect(routing)
         return routing
 
@@ -97,18 +103,17 @@ class MoELayer(nn.Module):
         out_TD = self.shared(hidden_TD)
         return out_TD if self.shared_gate is None else self.shared_gate(hidden_TD).sigmoid() * out_TD
 
-    def _losses(self, routing: Routing, hidden_BSD: Tensor, valid_T: Tensor | None) -> dict[str, Tensor]:
+    def _observe(
+        self, routing: Routing, hidden_BSD: Tensor, valid_T: Tensor | None
+    ) -> tuple[dict[str, Tensor], Counts]:
         num_experts = self.config.num_experts
         if self.config.balance_loss_scope == "batch":
-            balance = balance_loss(routing, num_experts)
+            counts = count(routing, num_experts, batch=self.batch)
+            balance = balance_loss(routing, num_experts, counts)
         else:
             batch, length = hidden_BSD.shape[:2]
             sequence_ids_T = torch.arange(batch, device=hidden_BSD.device).repeat_interleave(length)
             sequence_ids_T = sequence_ids_T if valid_T is None else sequence_ids_T[valid_T]
-            balance = sequence_balance_loss(routing, num_experts, sequence_ids_T)
-        return {"balance_loss": balance, "z_loss": z_loss(routing.logits_TE)}
-
-    def _load(self, routing: Routing) -> ExpertLoad:
-        counts_E = torch.bincount(routing.chosen_expert_ids, minlength=self.config.num_experts)
-        dropped = torch.tensor(len(routing.chosen_expert_ids) - len(routing.expert_ids_N))
-        return ExpertLoad(counts_E, dropped)
+            counts = count(routing, num_experts, sequence_ids_T, self.batch)
+            balance = sequence_balance_loss(routing, num_experts, sequence_ids_T, counts)
+        return {"balance_loss": balance, "z_loss": z_loss(routing.logits_TE, counts)}, counts

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moesaic.config.model import ModelConfig
+from moesaic.nn.moe.batch import WHOLE, Batch
 from moesaic.ops.route import keep_within_capacity, limit_groups, top_k
 
 
@@ -52,6 +53,22 @@ class Routing:
     scores_TE: Tensor
     logits_TE: Tensor
 
+    def part(self, start: int, end: int) -> "Routing":
+        """Return the routing of some of the tokens, renumbered from 0."""
+        if (start, end) == (0, len(self.logits_TE)):
+            return self
+        kept_N = (self.token_ids_N >= start) & (self.token_ids_N < end)
+        chosen = (self.chosen_token_ids >= start) & (self.chosen_token_ids < end)
+        return Routing(
+            self.token_ids_N[kept_N] - start,
+            self.expert_ids_N[kept_N],
+            self.weights_N[kept_N],
+            self.chosen_token_ids[chosen] - start,
+            self.chosen_expert_ids[chosen],
+            self.scores_TE[start:end],
+            self.logits_TE[start:end],
+        )
+
 
 class Router(nn.Module):
     """Score every expert for every token, and choose.
@@ -70,15 +87,35 @@ class Router(nn.Module):
         bias_E = torch.zeros(config.num_experts, dtype=torch.float32) if config.router == "sigmoid" else None
         self.register_buffer("selection_bias", bias_E)
 
-    def forward(self, hidden_TD: Tensor) -> Routing:
-        """Route tokens [T, D]; random only in training, where the router asks for it."""
+    def forward(self, hidden_TD: Tensor, batch: Batch = WHOLE) -> Routing:
+        """Route tokens [T, D]; random only in training, where the router asks for it.
+
+        Args:
+            batch: of which these tokens are a part: they share room, and the experts that choose.
+        """
         wide = torch.promote_types(hidden_TD.dtype, torch.float32)
         hidden_TD = hidden_TD.to(wide)
-        noise = self.config.router_jitter_noise
-        if self.training and noise > 0:
-            hidden_TD = hidden_TD * torch.empty_like(hidden_TD).uniform_(1 - noise, 1 + noise)
+        if self.training and self.config.router_jitter_noise > 0:
+            hidden_TD = hidden_TD * self._noise(hidden_TD, batch)
         logits_TE = functional.linear(hidden_TD, self.weight.to(wide))
-        return ROUTERS[self.config.router](logits_TE, self)
+        choose = ROUTERS[self.config.router]
+        if not self._looks_at_others():
+            return choose(logits_TE, self)
+        start, _ = batch.place(len(logits_TE))
+        return choose(batch.gather(logits_TE), self).part(start, start + len(logits_TE))
+
+    def _looks_at_others(self) -> bool:
+        """Tell whether what a token gets depends on the other tokens, or on their random numbers."""
+        config = self.config
+        is_random = self.training and config.router == "gshard" and config.gshard_random_second
+        return is_random or config.router == "expert_choice" or self.capacity(1) is not None
+
+    def _noise(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
+        """Draw for the whole batch, so that a token's noise does not depend on who computes it."""
+        start, num_tokens = batch.place(len(hidden_TD))
+        noise = self.config.router_jitter_noise
+        noise_TD = hidden_TD.new_empty(num_tokens, hidden_TD.shape[1]).uniform_(1 - noise, 1 + noise)
+        return noise_TD[start : start + len(hidden_TD)]
 
     def capacity(self, num_tokens: int) -> int | None:
         """Return the rows that an expert takes of this many tokens, or None for all that come.
