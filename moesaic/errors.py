@@ -45,6 +45,10 @@ class TrainingError(MoesaicError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
 
 
+class ParallelError(MoesaicError):
+    """A run of several processes that cannot go on, such as one that has lost a process."""
+
+
 class MemoryBudgetError(MoesaicError):
     """A memory budget that cannot be met."""
 

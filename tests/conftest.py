@@ -1,12 +1,14 @@
 """Settings of every test: the same random numbers each time, a fair share of the cores, no network, no chatter."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests.comm.pool import Pool, Pools
 from tests.train.tiny_run import write_text
 
 # Read by huggingface_hub and transformers when they are first imported, which some tests do.
@@ -31,3 +33,18 @@ def _seed() -> None:
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of made-up words that tiny runs learn; the cache of its tokens lies beside it."""
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="session")
+def pools() -> Iterator[Pools]:
+    """A function from a number to as many ranks, which have met."""
+    made: dict[int, Pool] = {}
+
+    def get(size: int) -> Pool:
+        if size not in made:
+            made[size] = Pool(size)
+        return made[size]
+
+    yield get
+    for pool in made.values():
+        pool.close()

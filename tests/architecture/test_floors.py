@@ -30,6 +30,8 @@ FOREIGN = {
     "data": {"datasets", "huggingface_hub", "numpy", "torch"},
     "optim": {"torch"},
     "integrations": {"torch", "transformers"},
+    "parallel": {"torch"},
+    "comm": {"torch"},
     "models": {"torch"},
     "nn": {"torch"},
     "memory": {"numpy", "torch"},
