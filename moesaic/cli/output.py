@@ -1,7 +1,9 @@
 """What commands print: results on standard output, everything else on standard error."""
 
 import json
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from moesaic.errors import EXIT_OURS, EXIT_USER, MoesaicError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_OTHERS_WAIT_S = 1.0
 
 
 def error_console() -> "Console":
@@ -38,6 +42,9 @@ def print_json(result: dict[str, Any]) -> None:
 
 def report_error(failure: BaseException, debug: bool) -> int:
     """Print an error as two lines, the second one what to do next; return the exit code."""
+    if os.environ.get("RANK", "0") != "0":
+        # What fails in every process alike is told by the first, whereupon torchrun ends the others.
+        time.sleep(_OTHERS_WAIT_S)
     if debug:
         traceback.print_exception(failure)
     if isinstance(failure, MoesaicError):

@@ -43,6 +43,9 @@ def plan(
     memory_rate: str | None = typer.Option(None, help="Bytes a second, such as 25GB, instead of measuring."),
     disk_rate: str | None = typer.Option(None, help="Bytes a second, such as 1.5GB, instead of measuring."),
     arithmetic_rate: float | None = typer.Option(None, min=1e-3, help="GFLOP/s, instead of measuring."),
+    ranks: int | None = typer.Option(
+        None, min=1, max=2**20, help="Of a recipe: show what each of so many processes keeps; none is started."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of tables."),
 ) -> None:
     """Show what a memory budget has room for, and how fast that can be: `moesaic plan MODEL --memory 4GiB`."""
@@ -57,15 +60,22 @@ def plan(
             raise ConfigError(
                 f"'{model}' is a recipe, planned for memory alone", "leave out --prompt-tokens, --dtype and rates"
             )
-        facts = _plan_recipe(Path(model), budget)
+        facts = _plan_recipe(Path(model), budget) if ranks is None else _lay_out_recipe(Path(model), ranks)
     else:
+        if ranks is not None:
+            raise ConfigError(f"'{model}' is no recipe: --ranks is about training", "give a recipe's .toml")
         facts = _plan_model(model, dtype, budget, prompt_tokens, stated)
     if as_json:
         print_json(facts)
         return
     console = error_console()
     console.stderr = False
-    (_print_recipe if model.endswith(".toml") else _print_model)(facts, console)
+    if not model.endswith(".toml"):
+        _print_model(facts, console)
+    elif ranks is None:
+        _print_recipe(facts, console)
+    else:
+        _print_layout(facts, console)
 
 
 def _plan_recipe(path: Path, budget: int | None) -> dict[str, Any]:
@@ -73,6 +83,13 @@ def _plan_recipe(path: Path, budget: int | None) -> dict[str, Any]:
     from moesaic.train.plan import plan_training
 
     return {"recipe": str(path), **plan_training(config, budget)}
+
+
+def _lay_out_recipe(path: Path, num_ranks: int) -> dict[str, Any]:
+    config = load_run(path, [])
+    from moesaic.train.plan import plan_layout
+
+    return {"recipe": str(path), **plan_layout(config, num_ranks)}
 
 
 def _plan_model(
@@ -178,6 +195,27 @@ def _print_recipe(facts: dict[str, Any], console: "Console") -> None:
     console.print(f"machines that hold it: {facts['machines']}")
     console.print(f"most expert parameters beside this dense core on one: {count(facts['largest_expert_parameters'])}")
     console.print(f"all in memory, as `moesaic train` has it: {format_bytes(facts['whole_bytes'])}")
+    console.print()
+    console.print(_RECIPE_LEGEND, style="dim")
+
+
+def _print_layout(facts: dict[str, Any], console: "Console") -> None:
+    degrees = ", ".join(f"{name} {degree}" for name, degree in facts["degrees"].items())
+    console.print(f"{facts['recipe']} on {facts['ranks']:,} ranks: {degrees}")
+    console.print()
+    table = _table("parameter", "layers", "a rank keeps", "ranks with it", "its state")
+    for column in (table.columns[1], *table.columns[3:]):
+        column.justify = "right"
+    for group in facts["parameters"]:
+        name = group["name"].removeprefix("decoder.").removesuffix(".weight")
+        layers = str(group["count"]) if "*" in name else ""
+        copies, state = f"{group['copies']:,}", format_bytes(group["state_bytes"])
+        table.add_row(name.removeprefix("layers.*."), layers, group["placement"], copies, state)
+    console.print(table)
+    console.print()
+    console.print(
+        f"state of a rank: {format_bytes(facts['state_bytes'])}; of all: {format_bytes(facts['whole_bytes'])}"
+    )
     console.print()
     console.print(_RECIPE_LEGEND, style="dim")
 

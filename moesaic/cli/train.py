@@ -30,6 +30,8 @@ def train(
     if outcome.interrupted is not None:
         raise typer.Exit(EXIT_INTERRUPTED)
     summary = outcome.summary
+    if not summary:  # the first process of the run tells
+        return
     if summary["held_out_loss"] is not None:
         console.print(f"held-out loss {summary['held_out_loss']:.3f} nats a token")
     reader = "transformers and moesaic load it" if outcome.transformers_can_load else "moesaic loads it"

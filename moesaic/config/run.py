@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from moesaic.config.data import DataConfig, TokenizerConfig
 from moesaic.config.model import ModelConfig
 from moesaic.config.optim import OptimConfig
+from moesaic.config.parallel import ParallelConfig
 from moesaic.config.section import Section
 from moesaic.config.train import CheckpointConfig, TrainConfig
 
@@ -19,6 +20,7 @@ class RunConfig(Section):
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ class TrainConfig(Section):
     steps: int = Field(gt=0, description="optimizer steps of the whole run")
     batch_size: int = Field(gt=0, description="sequences of a step, over all ranks")
     micro_batch_size: int | None = Field(
-        None, gt=0, description="sequences computed at a time, gradients accumulated; unset: batch_size"
+        None, gt=0, description="sequences computed at a time, over all ranks, gradients accumulated; unset: batch_size"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="initial weights and every random choice of the routers")
     precision: Literal["bfloat16", "float32"] | None = Field(

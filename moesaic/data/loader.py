@@ -5,7 +5,7 @@ and whatever was loaded before; the loader's whole state is the number of the ne
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -46,6 +46,17 @@ class Batch:
         """Return where the batch comes from: 'samples 320..327 of python-stdlib: argparse.py, ast.py'."""
         last = self.first_sample + len(self.ids_BS) - 1
         return f"samples {self.first_sample}..{last} of " + "; ".join(f"{s}: {names}" for s, names in self.origins)
+
+    def rows(self, rows: slice) -> "Batch":
+        """Return some of the sequences; the tensors are views, and `origins` still tells of all."""
+        return replace(
+            self,
+            ids_BS=self.ids_BS[rows],
+            labels_BS=self.labels_BS[rows],
+            document_ids_BS=None if self.document_ids_BS is None else self.document_ids_BS[rows],
+            positions_BS=None if self.positions_BS is None else self.positions_BS[rows],
+            first_sample=self.first_sample + rows.indices(len(self.ids_BS))[0],
+        )
 
 
 class Loader:

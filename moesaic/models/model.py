@@ -48,6 +48,17 @@ class LanguageModel(nn.Module):
         weight = self.decoder.embedding.weight if self.head is None else self.head.weight
         return linear_cross_entropy(hidden_BSD.flatten(0, 1), weight, labels_BS.flatten())
 
+    def score(
+        self,
+        ids_BS: Tensor,
+        labels_BS: Tensor,
+        positions_BS: Tensor | None = None,
+        document_ids_BS: Tensor | None = None,
+    ) -> tuple[Tensor, DecoderOutput]:
+        """Return the summed cross-entropy of labels, and what the decoder tells, in one pass of the whole model."""
+        output = self.decode(ids_BS, positions_BS, document_ids_BS)
+        return self.cross_entropy_sum(output.hidden_BSD, labels_BS), output
+
     def new_cache(self, batch: int, num_slots: int) -> KVCache:
         """Return an empty cache for this many sequences and positions."""
         config = self.config

@@ -1,12 +1,19 @@
 """Which parameters are decayed."""
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters in two groups: matrices, embeddings and experts are decayed, norms and biases are not."""
-    decayed: list[Tensor] = []
-    kept: list[Tensor] = []
+    """Group parameters: matrices, embeddings and experts are decayed, norms and biases are not.
+
+    Those that are spread over other ranks than others are groups of their own: no operation mixes them.
+    """
+    groups: dict[tuple[bool, object], list[Tensor]] = {}
     for parameter in model.parameters():
-        (decayed if parameter.ndim >= 2 else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        ranks = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups.setdefault((parameter.ndim >= 2, ranks), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": weight_decay if is_decayed else 0.0}
+        for (is_decayed, _), params in groups.items()
+    ]

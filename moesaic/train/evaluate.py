@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
+from moesaic.comm.world import ALONE, World
 from moesaic.config.train import TrainConfig
 from moesaic.data.loader import Batch, Loader
 from moesaic.models.model import LanguageModel
@@ -16,12 +17,17 @@ def held_out_batches(loader: Loader, config: TrainConfig) -> list[Batch]:
 
 
 @torch.no_grad()
-def evaluate(model: LanguageModel, batches: Iterable[Batch]) -> float:
-    """Return the mean cross-entropy over all labels of the batches, nats a token."""
+def evaluate(model: LanguageModel, batches: Iterable[Batch], world: World = ALONE) -> float:
+    """Return the mean cross-entropy over all labels of the batches, nats a token.
+
+    Args:
+        batches: of each, a process computes its rows.
+        world: the processes that compute the model; all must call.
+    """
     model.eval()
     total, num_labels = 0.0, 0
     for batch in batches:
-        hidden_BSD = model.decode(batch.ids_BS, batch.positions_BS, batch.document_ids_BS).hidden_BSD
-        total += float(model.cross_entropy_sum(hidden_BSD, batch.labels_BS))
+        part = batch.rows(world.rows(len(batch.ids_BS)))
+        total += float(model.score(part.ids_BS, part.labels_BS, part.positions_BS, part.document_ids_BS)[0])
         num_labels += int((batch.labels_BS != IGNORED_LABEL).sum())
-    return total / max(1, num_labels)
+    return world.total([total])[0] / max(1, num_labels)

@@ -3,11 +3,13 @@
 import json
 from typing import Any
 
-from moesaic.checkpoint.export import export_model
+from moesaic.checkpoint.export import export_tensors
+from moesaic.checkpoint.load import DTYPES
 from moesaic.config.run import RunConfig
 from moesaic.data.baseline import bigram_loss, unigram_loss
 from moesaic.data.prepare import PreparedData
 from moesaic.flush import replace_text
+from moesaic.parallel.part import whole
 from moesaic.telemetry.metrics import read_metrics
 from moesaic.telemetry.report import write_report
 from moesaic.train.evaluate import held_out_batches
@@ -21,12 +23,19 @@ _BASELINE_TOKENS = 20_000_000
 def finish(
     state: TrainState, config: RunConfig, folder: RunFolder, prepared: PreparedData
 ) -> tuple[bool, dict[str, Any]]:
-    """Export the model and write summary.json and report.html.
+    """Export the model and write summary.json and report.html, in the first process; all must call.
 
     Returns:
         Whether transformers can load the model, and the figures in summary.json.
     """
-    known = export_model(state.model, folder.model, state.model.decoder.compute_dtype, folder.tokenizer)
+    parameters = ((name, whole(tensor)) for name, tensor in state.model.state_dict().items())
+    if not state.world.is_first:
+        for _ in parameters:
+            pass
+        return False, {}
+    known = export_tensors(
+        config.model, parameters, DTYPES[str(config.train.precision)], folder.model, folder.tokenizer
+    )
     total, active = state.model.num_parameters()
     summary: dict[str, Any] = {
         "steps": state.step,

@@ -43,7 +43,7 @@ class EvaluateHook:
             return
         batches = held_out_batches(state.loader, train)
         if batches:
-            loss = evaluate(state.model, batches)
+            loss = evaluate(state.model, batches, state.world)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"step {state.step}: the held-out loss is {loss}",
@@ -73,7 +73,8 @@ class MetricsHook:
 class SaveHook:
     """Save a checkpoint every so many steps and after the last one."""
 
-    def __init__(self, config: RunConfig, store: CheckpointStore, metrics: MetricsFile) -> None:
+    def __init__(self, config: RunConfig, store: CheckpointStore, metrics: MetricsFile | None) -> None:
+        """Take the metrics where this process writes them."""
         self.config = config
         self.store = store
         self.metrics = metrics
@@ -84,15 +85,17 @@ class SaveHook:
             self.save(state)
 
     def save(self, state: TrainState) -> None:
-        """Save now, after the rows that the checkpoint has behind it.
+        """Save now, after the rows that the checkpoint has behind it; all processes must call, and the first writes.
 
         Raises:
             TrainingError: a parameter is not finite.
             CheckpointError: the disk is full, or the folder cannot be written.
         """
         state.check_finite()
-        self.metrics.sync()
-        self.store.save(state.snapshot(self.config))
+        snapshot = state.snapshot(self.config)
+        if self.metrics is not None:
+            self.metrics.sync()
+            self.store.save(snapshot)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,5 +1,6 @@
 """The steps of a run, and what is done around them."""
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 
 from moesaic.checkpoint.store import CheckpointStore
+from moesaic.comm.world import World
 from moesaic.config.run import RunConfig
 from moesaic.telemetry.metrics import MetricsFile
 from moesaic.train.hooks import EvaluateHook, Hook, MetricsHook, SaveHook, TensorBoardHook
-from moesaic.train.interrupt import catch_signals
+from moesaic.train.interrupt import Interrupt, catch_signals
 from moesaic.train.progress import ProgressHook
 from moesaic.train.row import metrics_row
 from moesaic.train.run_folder import RunFolder
@@ -23,13 +25,15 @@ def run_steps(
 ) -> str | None:
     """Train until the last step or a signal; return the signal."""
     num_steps = config.train.steps
-    metrics = MetricsFile(folder.metrics)
+    metrics = MetricsFile(folder.metrics) if state.world.is_first else None
     saving = SaveHook(config, store, metrics)
     with catch_signals() as interrupt, _hooks(state, config, folder, metrics, saving, console) as hooks:
-        while state.step < num_steps and interrupt.received is None:
+        while state.step < num_steps and (received := _agree(interrupt, state.world)) is None:
             began = time.monotonic()
             batch = state.loader.next_batch()
-            result = train_step(state.model, state.optimizer, batch, state.step + 1, config)
+            result = train_step(
+                state.model, state.optimizer, batch, state.step + 1, config, state.world, state.gradients
+            )
             step_seconds = time.monotonic() - began
             state.step += 1
             state.tokens += result.num_tokens
@@ -37,17 +41,31 @@ def run_steps(
             row = metrics_row(state, result, step_seconds, num_steps)
             for hook in hooks:
                 hook.after_step(state, row)
-        if interrupt.received is not None and state.step < num_steps:
+        if state.step < num_steps:
             saving.save(state)
-            return interrupt.received
+            return received
     return None
+
+
+def _agree(interrupt: Interrupt, world: World) -> str | None:
+    """Return the signal that some process received, so that all stop after the same step."""
+    number = world.largest(0 if interrupt.received is None else signal.Signals[interrupt.received].value)
+    return signal.Signals(number).name if number else None
 
 
 @contextmanager
 def _hooks(
-    state: TrainState, config: RunConfig, folder: RunFolder, metrics: MetricsFile, saving: SaveHook, console: Console
+    state: TrainState,
+    config: RunConfig,
+    folder: RunFolder,
+    metrics: MetricsFile | None,
+    saving: SaveHook,
+    console: Console,
 ) -> Iterator[list[Hook]]:
-    """Give the hooks in their order: a row is complete before it is written, and written before it is saved."""
+    """Give the hooks in their order: a row is complete before it is written, and written before it is saved.
+
+    The first process writes; the others only take part where all must.
+    """
     with ExitStack() as stack:
         hooks: list[Hook] = []
 
@@ -56,9 +74,11 @@ def _hooks(
             stack.callback(hook.close)
 
         add(EvaluateHook(config))
-        add(MetricsHook(metrics))
-        if config.train.tensorboard:
+        if metrics is not None:
+            add(MetricsHook(metrics))
+        if metrics is not None and config.train.tensorboard:
             add(TensorBoardHook(folder.path / "tensorboard", state.step + 1))
         add(saving)
-        add(ProgressHook(console, config.train.steps, state.step))
+        if metrics is not None:
+            add(ProgressHook(console, config.train.steps, state.step))
         yield hooks

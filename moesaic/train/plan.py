@@ -1,6 +1,9 @@
 """What a recipe asks of each kind of memory, told before anything is built."""
 
+import math
+import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from moesaic.memory.mode import expected_touched
 from moesaic.memory.tiers import Machine, TrainingSizes, count_largest_sparse, count_machines, plan_tiers
 from moesaic.models.model import build_model
 from moesaic.optim.table import state_bytes
+from moesaic.parallel.describe import describe_layout
+from moesaic.parallel.plan import plan_degrees
 
 
 def plan_training(config: RunConfig, memory: int | None = None) -> dict[str, Any]:
@@ -41,6 +46,39 @@ def plan_training(config: RunConfig, memory: int | None = None) -> dict[str, Any
         "machines": count_machines(sizes, machine),
         "largest_expert_parameters": count_largest_sparse(sizes, machine),
         "whole_bytes": state_bytes(sizes.dense + sizes.sparse, config.optim.kind),
+    }
+
+
+def plan_layout(config: RunConfig, num_ranks: int) -> dict[str, Any]:
+    """Tell which part of each parameter a rank keeps; nothing is started.
+
+    Args:
+        config: the recipe.
+        num_ranks: processes of the run.
+
+    Returns:
+        Plain data. Layers that keep alike are told once, with '*' for their number.
+
+    Raises:
+        ConfigError: the recipe's degrees do not fit so many ranks.
+    """
+    each_bytes = state_bytes(1, config.optim.kind)
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    total_bytes = whole_bytes = 0
+    for part in describe_layout(config, num_ranks):
+        name = re.sub(r"\.\d+\.", ".*.", part["name"])
+        key = (name, part["placement"], *part["shape"])
+        group = groups.setdefault(key, {**part, "name": name, "count": 0, "state_bytes": 0})
+        group["count"] += 1
+        group["state_bytes"] += each_bytes * part["elements"]
+        total_bytes += each_bytes * part["elements"]
+        whole_bytes += each_bytes * math.prod(part["shape"])
+    return {
+        "ranks": num_ranks,
+        "degrees": asdict(plan_degrees(config.parallel, config.model, num_ranks)),
+        "parameters": list(groups.values()),
+        "state_bytes": total_bytes,
+        "whole_bytes": whole_bytes,
     }
 
 

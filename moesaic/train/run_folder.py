@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 from moesaic.errors import ConfigError
@@ -52,10 +53,12 @@ class RunFolder:
             raise ConfigError(f"cannot make run folder '{self.path}': {failure}", "choose another train.out") from None
 
     def release(self) -> None:
-        """Let the folder go; a new one into which nothing was written goes away."""
-        if self._is_new and list(self.path.iterdir()) == [self._lock_path]:
-            self._lock_path.unlink()
-            self.path.rmdir()
+        """Let the folder go; a new one in which no run has begun goes away."""
+        if self._is_new and not self.config.exists():
+            shutil.rmtree(self.tokenizer, ignore_errors=True)
+            if list(self.path.iterdir()) == [self._lock_path]:
+                self._lock_path.unlink()
+                self.path.rmdir()
         self._close()
 
     def _close(self) -> None:

@@ -7,6 +7,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from moesaic.checkpoint.load import DTYPES, load_model
+from moesaic.comm.choose import choose_all_to_all
+from moesaic.comm.mesh import build_mesh
+from moesaic.comm.world import World
 from moesaic.config.model import ModelConfig
 from moesaic.config.run import RunConfig
 from moesaic.data.loader import Loader
@@ -18,6 +21,10 @@ from moesaic.hw.memory import available_bytes
 from moesaic.models.model import LanguageModel, build_model
 from moesaic.nn.init import init_weights
 from moesaic.optim.table import build_optimizer, state_bytes
+from moesaic.parallel.apply import apply_parallel, share_gradients
+from moesaic.parallel.gradient import Gradients, LocalGradients
+from moesaic.parallel.part import load_parts, own_part
+from moesaic.parallel.plan import plan_degrees
 from moesaic.tokenizer.tokenizer import Tokenizer
 from moesaic.train.run_folder import RunFolder
 from moesaic.train.state import TrainState
@@ -53,34 +60,62 @@ def prepare_data(config: RunConfig, tokenizer: Tokenizer, console: Console) -> P
     return prepared
 
 
-def new_state(config: RunConfig, prepared: PreparedData, from_scratch: bool) -> TrainState:
-    """Build the state before the first step; weights of `train.init_from` are read for a run from scratch only."""
-    _check_memory(config)
+def new_state(config: RunConfig, prepared: PreparedData, from_scratch: bool, world: World) -> TrainState:
+    """Build the state before the first step; weights of `train.init_from` are read for a run from scratch only.
+
+    Args:
+        world: the processes that share it; all must call.
+    """
     torch.manual_seed(config.train.seed)
-    if config.train.init_from is not None and from_scratch:
-        model = _load_start(config.model, config.train.init_from)
-    else:
-        model = build_model(config.model)
-        init_weights(model, config.model, config.train.seed)
+    model, gradients = _new_model(config, config.train.init_from if from_scratch else None, world)
     model.decoder.recompute = config.train.recompute
     model.decoder.compute_dtype = DTYPES[str(config.train.precision)]
     loader = Loader(prepared, config.data, config.train.batch_size)
-    return TrainState(model, build_optimizer(model, config.optim), loader)
+    return TrainState(model, build_optimizer(model, config.optim), loader, gradients, world)
 
 
-def _check_memory(config: RunConfig) -> None:
+def _new_model(config: RunConfig, start: str | None, world: World) -> tuple[LanguageModel, Gradients]:
+    """Build the model, or this process's part of it, with the weights of `start` or random ones."""
+    if world.size == 1:
+        if start is not None:
+            model = _load_start(config.model, start)
+        else:
+            model = build_model(config.model)
+            init_weights(model, config.model, config.train.seed)
+        return model, LocalGradients(model)
+    degrees = plan_degrees(config.parallel, config.model, world.size)
+    mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, world.num_here)
+    tokens = config.train.micro_batch * config.data.sequence_length // world.size
+    num_rows = tokens * min(config.model.experts_per_token, degrees.expert)
+    row_bytes = config.model.hidden_size * DTYPES[str(config.train.precision)].itemsize
+    all_to_all = choose_all_to_all(mesh, config.parallel.all_to_all, num_rows, row_bytes)
+    # Without weights until each process has only its part of them to keep.
+    model = apply_parallel(build_model(config.model, device="meta"), mesh, all_to_all).to_empty(device="cpu")
+    init_weights(model, config.model, config.train.seed, own_part)
+    if start is not None:
+        load_parts(model, _load_start(config.model, start).state_dict())
+    return model, share_gradients(model, mesh, config.parallel.bucket_bytes)
+
+
+def check_memory(config: RunConfig, world: World) -> None:
     """Refuse a run whose state alone does not fit; activations come on top.
+
+    Args:
+        world: the processes that share the state; those of this machine share its memory.
 
     Raises:
         MemoryBudgetError: weights, gradients and moments exceed the free memory.
     """
-    num_parameters, _ = build_model(config.model, device="meta").num_parameters()
-    needed = state_bytes(num_parameters, config.optim.kind)
+    degrees = plan_degrees(config.parallel, config.model, world.size)
+    num_parameters = degrees.own_parameters(build_model(config.model, device="meta"))
+    needed = world.num_here * state_bytes(num_parameters, config.optim.kind)
+    each = f" in each of {world.num_here} processes" if world.num_here > 1 else ""
+    more = "more machines, " if world.size > 1 else ""
     if needed > (available := available_bytes()):
         raise MemoryBudgetError(
-            f"training {format_count(num_parameters)} parameters takes {format_bytes(needed)} before any activation, "
-            f"{format_bytes(available)} are free",
-            "choose a smaller model, or optim.kind = 'lion', which keeps one moment",
+            f"training {format_count(num_parameters)} parameters{each} takes {format_bytes(needed)} before any "
+            f"activation, {format_bytes(available)} are free",
+            f"choose a smaller model, {more}or optim.kind = 'lion', which keeps one moment",
         )
 
 

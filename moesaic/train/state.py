@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from moesaic.checkpoint.store import Snapshot
+from moesaic.comm.world import ALONE, World
 from moesaic.config.run import RunConfig
 from moesaic.data.loader import Loader
 from moesaic.errors import CheckpointError, TrainingError
 from moesaic.models.model import LanguageModel
 from moesaic.optim.table import KEPT
+from moesaic.parallel.gradient import Gradients
+from moesaic.parallel.part import load_parts, local_part, own_part, whole
 
 
 @dataclass
@@ -19,6 +22,8 @@ class TrainState:
     """The moving parts of a run.
 
     Attributes:
+        gradients: of the model, over all processes.
+        world: the processes that have the model.
         step: optimizer steps done.
         tokens: tokens seen.
         seconds: time spent training, over all sittings.
@@ -28,6 +33,8 @@ class TrainState:
     model: LanguageModel
     optimizer: torch.optim.Optimizer
     loader: Loader
+    gradients: Gradients
+    world: World = ALONE
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -40,17 +47,22 @@ class TrainState:
             TrainingError: a parameter holds a value that is not finite.
         """
         for name, parameter in self.model.named_parameters():
-            if not parameter.isfinite().all():
+            if not local_part(parameter).isfinite().all():
                 raise TrainingError(
                     f"step {self.step}: parameter '{name}' is no longer finite; nothing is saved from here on",
                     "lower optim.learning_rate; what was saved before is finite",
                 )
 
     def snapshot(self, config: RunConfig) -> Snapshot:
-        """Collect the state; tensors are not copied, so save before the next step."""
+        """Collect the state; tensors are not copied, so save before the next step.
+
+        What is spread over processes is brought together; all must call.
+        """
+        # First of all: after an evaluation, this is what lets go of parameters that FSDP has gathered.
+        weights = self.model.state_dict()
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         moments = {
-            f"{names[parameter]}/{key}": torch.as_tensor(value)
+            f"{names[parameter]}/{key}": whole(torch.as_tensor(value))
             for parameter, state in self.optimizer.state.items()
             for key, value in state.items()
         }
@@ -64,7 +76,7 @@ class TrainState:
             "config": config.model_dump(mode="json"),
         }
         tensors = {
-            "model": self.model.state_dict(),
+            "model": {name: whole(tensor) for name, tensor in weights.items()},
             "optimizer": moments,
             "random": {"torch": torch.get_rng_state()},
         }
@@ -91,7 +103,7 @@ class TrainState:
 
     def _restore_weights(self, weights: Mapping[str, Tensor]) -> None:
         try:
-            self.model.load_state_dict(dict(weights))
+            load_parts(self.model, weights)
         except RuntimeError as failure:
             raise CheckpointError(
                 f"the checkpoint's weights do not fit the model: {str(failure).splitlines()[1].strip()}",
@@ -115,4 +127,6 @@ class TrainState:
             )
         for key, value in moments.items():
             name, _, moment = key.rpartition("/")
-            self.optimizer.state[parameters[name]][moment] = value
+            self.optimizer.state[parameters[name]][moment] = (
+                value if moment == "step" else own_part(parameters[name], value)
+            )

@@ -45,6 +45,7 @@ COMMANDS = {
         "--memory-rate",
         "--disk-rate",
         "--arithmetic-rate",
+        "--ranks",
         "--json",
     },
     "inspect": {"model", "--json"},

@@ -168,3 +168,21 @@ def test_option_is_refused_when_it_says_nothing_of_a_recipe(
     option: tuple[str, str], cli: Run, recipe_file: RecipeFile
 ) -> None:
     check_two_lines(cli("plan", recipe_file(), *option), "is a recipe, planned for memory alone")
+
+
+def test_layout_of_a_recipe_is_told_when_ranks_are_given(cli: Run, recipe_file: RecipeFile) -> None:
+    recipe = recipe_file({"parallel.data_shard": 4})
+    facts = json.loads(_plan(cli, recipe, "--ranks", "8", "--json"))
+    assert facts["degrees"] == {"data_replicate": 2, "data_shard": 4, "expert": 4}
+    assert facts["state_bytes"] == sum(group["state_bytes"] for group in facts["parameters"])
+    assert facts["whole_bytes"] / 4 == pytest.approx(facts["state_bytes"], rel=0.05)
+    told = _plan(cli, recipe, "--ranks", "8")
+    assert "8 ranks: data_replicate 2, data_shard 4, expert 4" in told
+    experts = next(line for line in told.splitlines() if line.startswith("moe.experts.gate_up"))
+    assert experts.split()[1:6] == ["2", "1/4", "over", "expert", "2"]
+
+
+def test_ranks_are_refused_when_they_do_not_fit(cli: Run, recipe_file: RecipeFile, finished: Path) -> None:
+    check_two_lines(cli("plan", finished, "--ranks", "2"), "is no recipe: --ranks is about training")
+    recipe = recipe_file({"parallel.expert": 3})
+    check_two_lines(cli("plan", recipe, "--ranks", "4"), "parallel.expert is 3, which does not divide the 4 ranks")

@@ -40,7 +40,7 @@ def test_checkpoints_are_saved_at_the_interval_and_the_end_and_the_last_kept_whe
 
 def test_best_checkpoint_stays_when_later_ones_are_worse(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([5.0, 3.0, 4.0, 4.5, 4.2, 4.1, 4.0, 3.9])
-    monkeypatch.setattr(hooks, "evaluate", lambda model, batches: next(losses))
+    monkeypatch.setattr(hooks, "evaluate", lambda model, batches, world: next(losses))
     changes = {"train.evaluate_every": 1, "checkpoint.every": 1, "checkpoint.keep_last": 2}
     folder = train(recipe(changes)).folder.path
     assert list(CheckpointStore(folder / "checkpoints", 2, True).steps()) == [2, 7, 8]
@@ -103,6 +103,6 @@ def test_run_stops_and_saves_nothing_when_its_parameters_are_no_longer_finite(re
 
 
 def test_run_stops_when_the_held_out_loss_is_not_finite(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "evaluate", lambda model, batches: float("nan"))
+    monkeypatch.setattr(hooks, "evaluate", lambda model, batches, world: float("nan"))
     with pytest.raises(TrainingError, match="step 4: the held-out loss is nan"):
         train(recipe())

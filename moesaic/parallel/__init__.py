@@ -1,0 +1,1 @@
+"""How the processes of a run share a model, its experts and its batches."""

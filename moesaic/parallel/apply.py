@@ -1,0 +1,47 @@
+"""The one order in which a model is given to ranks: experts, then shares of the rest, then sums of gradients."""
+
+from torch.distributed.tensor import DTensor
+
+from moesaic.comm.all_to_all import AllToAll, FlatAllToAll
+from moesaic.comm.mesh import Mesh
+from moesaic.models.model import LanguageModel
+from moesaic.parallel.batch import SharedBatch
+from moesaic.parallel.data import apply_data_shard
+from moesaic.parallel.expert import apply_expert_parallel
+from moesaic.parallel.gradient import SharedGradients, build_buckets
+
+
+def apply_parallel(model: LanguageModel, mesh: Mesh, all_to_all: AllToAll | None = None) -> LanguageModel:
+    """Have a model computed by all ranks of a mesh; all ranks must call.
+
+    Args:
+        model: whole on each rank, with equal weights or without any; changed in place.
+        all_to_all: how tokens travel along the mesh's axis of experts; None: each rank sends to each.
+    """
+    batch = SharedBatch(mesh.everyone)
+    mixtures = model.moe_layers().values()
+    for moe in mixtures:
+        moe.batch = batch
+    if mesh.expert.size(1) > 1:
+        apply_expert_parallel(model, mesh, all_to_all or FlatAllToAll(mesh.expert.get_group("expert")))
+    if mesh.dense.size(1) > 1:
+        apply_data_shard(model, mesh)
+    return model
+
+
+def share_gradients(model: LanguageModel, mesh: Mesh, bucket_bytes: int) -> SharedGradients:
+    """Return the gradients of the steps of a model that `apply_parallel` has spread; all ranks must call.
+
+    Args:
+        model: with weights.
+        bucket_bytes: of a message that sums gradients.
+    """
+    mixtures = model.moe_layers().values()
+    experts = [parameter for moe in mixtures for parameter in moe.experts.parameters()]
+    others = [each for each in model.parameters() if all(each is not expert for expert in experts)]
+    # FSDP sums the gradients of what it spreads; what every rank keeps is summed here.
+    kept = [each for each in others if not isinstance(each, DTensor)]
+    buckets = build_buckets(kept, mesh.everyone, bucket_bytes)
+    if mesh.expert.size(0) > 1:
+        buckets += build_buckets(experts, mesh.expert.get_group("expert_replicate"), bucket_bytes)
+    return SharedGradients(model, buckets, mesh.everyone)

@@ -1,0 +1,30 @@
+"""Dense parameters over the ranks that share a batch: kept whole, or in shares that are gathered layer by layer."""
+
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from moesaic.comm.mesh import Mesh
+from moesaic.models.model import LanguageModel
+
+
+def apply_data_shard(model: LanguageModel, mesh: Mesh) -> LanguageModel:
+    """Keep a share of each dense parameter, by FSDP2: a layer is gathered before it is computed, and then let go.
+
+    Gradients are sums over ranks, as everywhere here: the loss is divided by what the whole batch holds. The experts
+    are spread already, and are left alone.
+    """
+    dense = mesh.dense if mesh.dense.size(0) > 1 else mesh.dense["data_shard"]
+    mixtures = model.moe_layers().values()
+    experts = {parameter for moe in mixtures for parameter in moe.experts.parameters()}
+    # A layer of a pre-gated model uses the router of another one, which is not gathered then: every rank keeps those.
+    early = {parameter for moe in mixtures for parameter in moe.router.parameters() if model.config.pregated}
+    for layer in model.decoder.layers:
+        fully_shard(layer, mesh=dense, ignored_params=experts | early)
+    fully_shard(model, mesh=dense, ignored_params=experts)
+    # The one way in: after a second one's backward, what layers of the first still need would be let go.
+    register_fsdp_forward_method(model, "score")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # gloo knows no average: what is no sum would come out unscaled.
+            module.set_force_sum_reduction_for_comms(True)
+    return model

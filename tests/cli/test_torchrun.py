@@ -1,0 +1,103 @@
+"""Training with several processes as a user starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from moesaic.telemetry.metrics import read_metrics
+from moesaic.train.run import train
+from tests.cli.command import run_apart
+from tests.cli.conftest import RecipeFile
+from tests.train.tiny_run import Changes, tiny_run
+
+pytestmark = pytest.mark.slow
+CHANGES: Changes = {"train.steps": 9, "train.batch_size": 6, "checkpoint.every": 3, "checkpoint.keep_last": 3}
+_DEADLINE_S = 150
+
+
+def _torchrun(num_ranks: int, *arguments: Any) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    return [*launcher, "-m", "moesaic", *map(str, arguments)]
+
+
+def _run(num_ranks: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = _torchrun(num_ranks, *arguments)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_DEADLINE_S)
+
+
+def _course(folder: Path) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in row if key not in ("seconds", "tokens_per_s")} for row in read_metrics(folder)]
+
+
+def _check_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [row.keys() for row in found] == [row.keys() for row in expected]
+    # In float32 a sum in another order may send a token elsewhere, which shows in counts.
+    for row, wanted in zip(found, expected, strict=True):
+        for key in ("step", "tokens", "learning_rate"):
+            assert row[key] == wanted[key]
+        for key in wanted.keys() & {"loss", "grad_norm", "balance_loss", "z_loss", "held_out_loss"}:
+            assert row[key] == pytest.approx(wanted[key], rel=2e-3), key
+
+
+@pytest.fixture(scope="module")
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The course of one process."""
+    folder = train(tiny_run(text, tmp_path_factory.mktemp("whole") / "run", CHANGES)).folder
+    return _course(folder.metrics)
+
+
+def test_course_is_that_of_one_process_when_ranks_come_and_go(
+    recipe_file: RecipeFile, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    recipe, out = recipe_file(CHANGES), tmp_path / "run"
+    shares = ("--set", "parallel.data_shard=2")
+    for num_ranks, checkpoint, options in [(2, None, shares), (3, 3, ()), (2, 6, ())]:
+        resume = () if checkpoint is None else ("--resume", out / f"checkpoints/step-{checkpoint:08d}")
+        done = _run(num_ranks, "train", recipe, *options, *resume)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        _check_equal(_course(out / "metrics.jsonl"), whole)
+    alone = run_apart("train", recipe, "--resume", out / "checkpoints/step-00000003")
+    assert alone.code == 0, alone.err
+    _check_equal(_course(out / "metrics.jsonl"), whole)
+    answer = run_apart("generate", out, "abc", "--max-tokens", "3")
+    assert answer.code == 0, answer.err
+
+
+def test_mistake_is_told_once_when_every_rank_makes_it(recipe_file: RecipeFile) -> None:
+    done = _run(2, "train", recipe_file(CHANGES), "--set", "parallel.expert=3")
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert "error: rank 0: parallel.expert is 3, which does not divide the 2 ranks" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_others_end_and_the_rank_is_named_when_it(
+    number: signal.Signals, recipe_file: RecipeFile, tmp_path: Path
+) -> None:
+    recipe = recipe_file({**CHANGES, "train.steps": 100000, "parallel.timeout_s": 3})
+    metrics = tmp_path / "run/metrics.jsonl"
+    with subprocess.Popen(_torchrun(2, "train", recipe), stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + _DEADLINE_S
+        while not metrics.is_file() or metrics.read_bytes().count(b"\n") < 2:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "the run does not begin"
+            time.sleep(0.05)
+        ranks = psutil.Process(process.pid).children()
+        second = next(rank for rank in ranks if rank.environ()["RANK"] == "1")
+        os.kill(second.pid, number)
+        _, told = process.communicate(timeout=_DEADLINE_S)
+    assert process.returncode != 0
+    assert not any(rank.is_running() for rank in ranks), "no rank is left"
+    if number == signal.SIGSTOP:
+        assert "error: rank 0: rank 1 ended or did not answer in time" in told
+        assert told.count("error: ") == 1
+    else:
+        assert "rank      : 1" in told, "torchrun tells which one died first"

@@ -1,0 +1,60 @@
+"""Degrees of parallelism: what is filled in, and what is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesaic.config.parallel import ParallelConfig
+from moesaic.errors import ConfigError
+from moesaic.models.model import build_model
+from moesaic.parallel.plan import Degrees, plan_degrees
+from moesaic.testing.tiny import tiny_config
+
+
+def _plan(num_ranks: int, num_experts: int = 8, **degrees: int) -> Degrees:
+    return plan_degrees(ParallelConfig(**degrees), tiny_config(num_experts=num_experts), num_ranks)
+
+
+@given(num_ranks=st.integers(1, 4096), num_experts=st.integers(2, 300))
+def test_ranks_are_all_used_when_nothing_is_asked_for(num_ranks: int, num_experts: int) -> None:
+    degrees = _plan(num_ranks, num_experts)
+    assert degrees.data_replicate * degrees.data_shard == degrees.size == num_ranks
+    assert degrees.expert * degrees.expert_replicate == num_ranks
+    assert num_experts % degrees.expert == 0
+    larger = [each for each in range(degrees.expert + 1, num_ranks + 1) if num_ranks % each == num_experts % each == 0]
+    assert not larger
+
+
+def test_degrees_are_those_asked_for_when_they_fit() -> None:
+    degrees = _plan(8, expert=2, data_shard=4)
+    assert (degrees.data_replicate, degrees.data_shard, degrees.expert, degrees.expert_replicate) == (2, 4, 2, 4)
+
+
+def test_dense_model_has_no_expert_axis_when_planned() -> None:
+    assert _plan(4, 0).expert == 1
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "degrees", "text", "hint"),
+    [
+        (6, {"data_shard": 4}, "data_shard is 4, which does not divide the 6 ranks", "choose one of 1, 2, 3, 6"),
+        (4, {"data_shard": 2, "data_replicate": 3}, "3 times parallel.data_shard 2 is 6, but there are 4", "start 6"),
+        (4, {"expert": 3}, "expert is 3, which does not divide the 4 ranks", "choose one of 1, 2, 4"),
+        (12, {"expert": 3}, "expert is 3, which does not divide the 8 experts", "choose one of 1, 2, 4"),
+        (2, {"expert": 4}, "expert is 4, which does not divide the 2 ranks", "choose one of 1, 2"),
+    ],
+)
+def test_degrees_are_refused_when_they_do_not_fit(
+    num_ranks: int, degrees: dict[str, int], text: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=text) as caught:
+        _plan(num_ranks, **degrees)
+    assert hint in caught.value.hint
+
+
+def test_parameters_of_a_rank_are_its_experts_and_its_share_of_the_rest_when_counted() -> None:
+    model = build_model(tiny_config(num_experts=8), device="meta")
+    experts = sum(each.numel() for name, each in model.named_parameters() if ".experts." in name)
+    dense = model.num_parameters()[0] - experts
+    assert Degrees(1, 4, 2).own_parameters(model) == -(-dense // 4) + experts // 2
+    assert Degrees(4, 1, 1).own_parameters(model) == dense + experts
