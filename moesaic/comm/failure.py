@@ -16,7 +16,7 @@ from moesaic.comm.world import World
 from moesaic.errors import MoesaicError, ParallelError
 
 # What gloo and torch's store say of a peer that has ended or does not answer.
-_SIGNS = ("connection closed by peer", "connection reset", "timed out", "timeout", "broken pipe", "socket", "gloo")
+_SIGNS = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "timeout")
 # Until then whoever started the processes has ended those that only follow.
 _GRACE_S = 5.0
 

@@ -1,6 +1,7 @@
 """Training with several processes as a user starts them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +23,9 @@ CHANGES: Changes = {"train.steps": 9, "train.batch_size": 6, "checkpoint.every":
 _DEADLINE_S = 150
 
 
-def _torchrun(num_ranks: int, *arguments: Any) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    return [*launcher, "-m", "moesaic", *map(str, arguments)]
+def _torchrun(num_ranks: int, *arguments: Any, restarts: int = 0) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", str(restarts)]
+    return [*launcher, "--nproc-per-node", str(num_ranks), "-m", "moesaic", *map(str, arguments)]
 
 
 def _run(num_ranks: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -78,21 +79,25 @@ def test_mistake_is_told_once_when_every_rank_makes_it(recipe_file: RecipeFile) 
     assert "error: rank 0: parallel.expert is 3, which does not divide the 2 ranks" in done.stderr
 
 
+def _signal_second_rank(process: subprocess.Popen[str], metrics: Path, number: signal.Signals) -> list[psutil.Process]:
+    """Send a signal to rank 1 once a few steps are told; return both ranks."""
+    deadline = time.monotonic() + _DEADLINE_S
+    while not metrics.is_file() or metrics.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the run does not begin"
+        time.sleep(0.02)
+    ranks = psutil.Process(process.pid).children()
+    os.kill(next(rank for rank in ranks if rank.environ()["RANK"] == "1").pid, number)
+    return ranks
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_others_end_and_the_rank_is_named_when_it(
     number: signal.Signals, recipe_file: RecipeFile, tmp_path: Path
 ) -> None:
     recipe = recipe_file({**CHANGES, "train.steps": 100000, "parallel.timeout_s": 3})
-    metrics = tmp_path / "run/metrics.jsonl"
     with subprocess.Popen(_torchrun(2, "train", recipe), stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + _DEADLINE_S
-        while not metrics.is_file() or metrics.read_bytes().count(b"\n") < 2:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline, "the run does not begin"
-            time.sleep(0.05)
-        ranks = psutil.Process(process.pid).children()
-        second = next(rank for rank in ranks if rank.environ()["RANK"] == "1")
-        os.kill(second.pid, number)
+        ranks = _signal_second_rank(process, tmp_path / "run/metrics.jsonl", number)
         _, told = process.communicate(timeout=_DEADLINE_S)
     assert process.returncode != 0
     assert not any(rank.is_running() for rank in ranks), "no rank is left"
@@ -101,3 +106,15 @@ def test_others_end_and_the_rank_is_named_when_it(
         assert told.count("error: ") == 1
     else:
         assert "rank      : 1" in told, "torchrun tells which one died first"
+
+
+def test_run_goes_on_from_its_checkpoint_when_torchrun_restarts_it(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    recipe, metrics = recipe_file({**CHANGES, "train.steps": 60}), tmp_path / "run/metrics.jsonl"
+    with subprocess.Popen(_torchrun(2, "train", recipe, restarts=1), stderr=subprocess.PIPE, text=True) as process:
+        _signal_second_rank(process, metrics, signal.SIGKILL)
+        _, told = process.communicate(timeout=_DEADLINE_S)
+    assert process.returncode == 0, told
+    steps = [int(found) for found in re.findall(r"; step (\d+) of 60", told)]
+    assert len(steps) == 2, "it began twice"
+    assert steps[0] == 0 < steps[1]
+    assert [row["step"] for row in _course(metrics)] == list(range(1, 61))
