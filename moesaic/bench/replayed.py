@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moesaic.errors import DataError
 from moesaic.memory.replay import Trace, read_trace
 from moesaic.models.model import LanguageModel
+from moesaic.nn.moe.batch import WHOLE, Batch
 from moesaic.nn.moe.router import Router, Routing
 
 # In place of a recorded trace.
@@ -35,9 +36,9 @@ class ReplayedRouter(nn.Module):
         self._router = router
         self._lines = itertools.cycle(lines)
 
-    def forward(self, hidden_TD: Tensor) -> Routing:
+    def forward(self, hidden_TD: Tensor, batch: Batch = WHOLE) -> Routing:
         """Route tokens [T, D]."""
-        routing = self._router(hidden_TD)
+        routing = self._router(hidden_TD, batch)
         expert_ids_N = torch.tensor(list(itertools.chain(*itertools.islice(self._lines, len(hidden_TD)))))
         return replace(routing, expert_ids_N=expert_ids_N, chosen_expert_ids=expert_ids_N)
 

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from moesaic.cli.output import error_console, print_json, progress_bar
 from moesaic.errors import ConfigError
 from moesaic.flush import replace_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 bench_app = typer.Typer(name="bench", help="Measure against peers: same work, same run, medians.")
 _REPEATS = typer.Option(20, min=3, help="Measurements of each candidate.")
@@ -21,13 +24,33 @@ def options() -> None:
 
 
 @bench_app.command("train")
-def bench_train(repeats: int = _REPEATS, out: Path | None = _OUT) -> None:
+def bench_train(
+    repeats: int = _REPEATS,
+    out: Path | None = _OUT,
+    ranks: int | None = typer.Option(
+        None, min=2, help="Time a mixture over so many processes, against DeepSpeed-MoE, instead."
+    ),
+    peers: Path = typer.Option(".venv-peers", help="The environment that `make peers` makes, for DeepSpeed."),
+) -> None:
     """Time training steps against transformers; the last line is one JSON object."""
     _check_out(out)
+    if ranks is not None:
+        _bench_ranks(ranks, repeats, peers, out)
+        return
     from moesaic.bench.train import bench_train as run
 
     result = {**run(repeats), "command": f"moesaic bench train --repeats {repeats}"}
     _print_train(result)
+    _give(result, out)
+
+
+def _bench_ranks(num_ranks: int, repeats: int, peers: Path, out: Path | None) -> None:
+    from moesaic.bench.ranks import bench_ranks as run
+
+    with error_console().status("") as status:
+        result = run(num_ranks, repeats, peers, status.update)
+    result["command"] = f"moesaic bench train --ranks {num_ranks} --repeats {repeats}"
+    _print_ranks(result)
     _give(result, out)
 
 
@@ -150,7 +173,6 @@ def _print_ops(result: dict[str, Any]) -> None:
 def _print_infer(result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = error_console()
     table = Table("case", "program", "tokens/s", "prefill s", "hit rate", "share of limit", "disk GB/s")
     for case in result["cases"]:
         programs = {name: case[name] for name in ("moesaic", "llama", "transformers") if name in case}
@@ -161,13 +183,35 @@ def _print_infer(result: dict[str, Any]) -> None:
             keys = ("tokens_per_s", "prefill_s", "hit_rate", "share_of_limit", "disk_gb_per_s")
             cells = [rates.get(key) for key in keys]
             table.add_row(case["name"], name, *(f"{cell:.3g}" if isinstance(cell, float) else "" for cell in cells))
-    targets = Table("case", "figure", "limit", "found", "met", title="targets")
+    _print_with_targets(table, {case["name"]: case.get("targets", []) for case in result["cases"]})
+
+
+def _print_ranks(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "T D F E K, dtype", "program", "ms", "tokens/s", "peak MiB", title=f"{result['machine']['ranks']} ranks"
+    )
+    all_targets = {}
     for case in result["cases"]:
-        for row in case.get("targets", []):
+        name = " ".join(str(case[letter]) for letter in "TDFEK") + f", {case['dtype']}"
+        all_targets[name] = case["targets"]
+        for program, times in case["times"].items():
+            rate, peak = case["tokens_per_s"][program], case["peak_mib"][program]
+            table.add_row(name, program, f"{times['median_ms']:.1f}", f"{rate:,}", f"{peak:,.0f}")
+    _print_with_targets(table, all_targets)
+
+
+def _print_with_targets(table: "Table", all_targets: dict[str, list[dict[str, Any]]]) -> None:
+    """Print a table, and below it the targets of each case."""
+    from rich.table import Table
+
+    targets = Table("case", "figure", "limit", "found", "met", title="targets")
+    for name, rows in all_targets.items():
+        for row in rows:
             found = "not measured" if row["found"] is None else f"{row['found']:.3g}"
-            targets.add_row(
-                case["name"], row["figure"], f"at {row['at']} {row['limit']:g}", found, "yes" if row["met"] else "no"
-            )
+            met = "yes" if row["met"] else "no"
+            targets.add_row(name, row["figure"], f"at {row['at']} {row['limit']:g}", found, met)
     for each in (table, targets):
         each.columns[0].no_wrap = True
-        console.print(each)
+        error_console().print(each)

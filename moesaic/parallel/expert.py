@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from moesaic.comm.all_to_all import AllToAll
+from moesaic.comm.all_to_all import AllToAll, Exchange
 from moesaic.comm.mesh import Mesh
 from moesaic.models.model import LanguageModel
 from moesaic.nn.moe.experts import Experts
@@ -76,8 +76,7 @@ class AllToAllDispatcher:
         received_W2, (rows, pairs) = self._all_to_all.plan(trip.counts_W2)
 
         rows_RD = rows.send(permute(hidden_TD, trip.rows))
-        weights_N = pairs.send(routing.weights_N[trip.order_N])
-        pair_ids_N = pairs.send(trip.pair_ids_N)
+        weights_N, pair_ids_N = _send_pairs(pairs, routing.weights_N[trip.order_N], trip.pair_ids_N)
         rows_W, pairs_W = received_W2.unbind(1)
         starts_W = rows_W.cumsum(0) - rows_W
         pair_rows_N = pair_ids_N // len(gate_up) + starts_W.repeat_interleave(pairs_W)
@@ -96,6 +95,14 @@ def apply_expert_parallel(model: LanguageModel, mesh: Mesh, all_to_all: AllToAll
             setattr(moe.experts, name, nn.Parameter(part))
         moe.dispatcher = AllToAllDispatcher(all_to_all)
     return model
+
+
+def _send_pairs(pairs: Exchange, weights_N: Tensor, pair_ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Send weights and ids as one message, the bits of each id in place of a weight."""
+    integer = torch.int64 if weights_N.dtype == torch.float64 else torch.int32
+    bits_N = pair_ids_N.to(integer).view(weights_N.dtype)
+    received_N2 = pairs.send(torch.stack([weights_N, bits_N], dim=1))
+    return received_N2[:, 0], received_N2[:, 1].detach().contiguous().view(integer).long()
 
 
 def _own(weight: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moesaic.bench import generation, infer, ops, train
+from moesaic.bench import generation, infer, ops, ranks, train
 from tests.cli.command import Run, check_two_lines
 
 DIMS = {"T": 1024, "D": 256, "F": 128, "E": 8, "K": 2}
@@ -112,3 +112,31 @@ def test_generation_is_measured_as_asked_and_told_in_two_tables_when_benched(
 
 def test_generation_is_refused_when_a_case_is_unknown(cli: Run) -> None:
     check_two_lines(cli("bench", "infer", "--case", "speed"), "unknown case 'speed'")
+
+
+def test_ranks_are_measured_and_told_in_two_tables_when_given(
+    cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def run(num_ranks: int, repeats: int, peers: Path, progress: Any) -> dict[str, Any]:
+        asked.append((num_ranks, repeats, peers))
+        progress("a case")
+        case = {
+            **dict(zip("TDFEK", (2048, 512, 1024, 16, 2), strict=True)),
+            "dtype": "bfloat16",
+            "times": {"moesaic": {"median_ms": 12.5}},
+            "tokens_per_s": {"moesaic": 163840},
+            "peak_mib": {"moesaic": 77.7},
+            "targets": [
+                {"figure": "deepspeed / moesaic, time", "at": "least", "limit": 1.33, "found": 1.5, "met": True}
+            ],
+        }
+        return {"machine": {"ranks": num_ranks}, "cases": [case]}
+
+    monkeypatch.setattr(ranks, "bench_ranks", run)
+    answer = cli("bench", "train", "--ranks", 2, "--repeats", 5, "--peers", tmp_path)
+    assert (answer.code, asked) == (0, [(2, 5, tmp_path)])
+    assert json.loads(answer.out)["command"] == "moesaic bench train --ranks 2 --repeats 5"
+    for part in ("2048 512 1024 16 2, bfloat16", "12.5", "163,840", "78", "at least 1.33", "yes"):
+        assert part in answer.err, part

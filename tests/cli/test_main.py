@@ -51,7 +51,7 @@ COMMANDS = {
     "inspect": {"model", "--json"},
     "convert": {"source", "target", "--to", "--bits", "--core-bits", "--dtype"},
     "doctor": {"--json"},
-    "bench train": {"--repeats", "--out"},
+    "bench train": {"--repeats", "--out", "--ranks", "--peers"},
     "bench ops": {"--repeats", "--out", "--case", "--peers"},
     "bench infer": {"--repeats", "--out", "--case", "--trace", "--steps", "--cache", "--peers"},
 }

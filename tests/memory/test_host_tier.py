@@ -134,8 +134,7 @@ class TierMachine(RuleBasedStateMachine):
         self.faults.__enter__()
         self.tier: HostTier | None = None
         self.device = DevicePool(LAYOUT, len(KEYS), DEVICE)
-        self.coming: dict[tuple[int, int], tuple[Reading, int]] = {}
-        self.ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self.coming: dict[tuple[int, int], tuple[Reading, int, threading.Event]] = {}
         self.slots = list(range(len(KEYS)))
         self.num_asked = 0
 
@@ -154,15 +153,20 @@ class TierMachine(RuleBasedStateMachine):
             return
         slot, page = self.slots.pop(0), self.pages[key[0]][key[1]]
         self.num_asked += 1
-        reading = self.tier.read(page, self.device.record(slot), lambda: self.ended.put(key), urgent)
-        self.coming[key] = reading, slot
+        ended = threading.Event()
+        reading = self.tier.read(page, self.device.record(slot), ended.set, urgent)
+        self.coming[key] = reading, slot, ended
 
     @precondition(lambda self: bool(self.coming))
     @rule()
     def take_one(self) -> None:
-        """Take what has arrived, or failed; look whether it is the right page."""
-        key = self.ended.get(timeout=LONG)
-        reading, slot = self.coming.pop(key)
+        """Take what was asked for first, arrived or failed; look whether it is the right page.
+
+        Not what arrived first: the rules that follow would depend on the threads.
+        """
+        key = next(iter(self.coming))
+        reading, slot, ended = self.coming.pop(key)
+        assert ended.wait(LONG)
         if reading.failure is None:
             assert holds(self.device.record(slot).numpy(), *key)
         else:

@@ -1,0 +1,180 @@
+"""`moesaic bench train --ranks N`: a mixture whose experts are spread over processes, against DeepSpeed-MoE.
+
+Every program is started by torchrun, gloo and one thread a process, and they take turns. They get the same weights and
+tokens, and what comes out is compared where nothing is dropped.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from moesaic.bench.compare import check_equal
+from moesaic.bench.measure import describe_machine, summarise
+from moesaic.bench.shape import Shape
+from moesaic.errors import ConfigError, MoesaicError
+
+# Tokens are those of all ranks.
+SHAPES = (Shape(2048, 512, 1024, 16, 2), Shape(2048, 512, 512, 64, 8), Shape(256, 512, 1024, 8, 2))
+ROUNDS = 3
+_TIMEOUT_S = 300
+_WARMUP = 3
+# One of so many tokens is compared.
+_EVERY = 16
+
+
+@dataclass(frozen=True)
+class Program:
+    """Somebody who can compute the layer.
+
+    Attributes:
+        worker: the script, by its name before '_worker.py'.
+        drop: whether it may leave out rows of crowded experts.
+        faster: tokens a second of ours over its own that are aimed at.
+    """
+
+    worker: str
+    drop: bool = False
+    faster: float | None = None
+
+
+PROGRAMS = {
+    "moesaic": Program("ranks_moesaic"),
+    "deepspeed": Program("ranks_deepspeed", faster=1.33),
+    "deepspeed_capacity": Program("ranks_deepspeed", drop=True, faster=1.33),
+}
+# Peak memory of ours over that of a peer.
+_LESS_MEMORY = 0.82
+
+
+def bench_ranks(num_ranks: int, repeats: int, peers: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Measure all cases; return the result as plain data.
+
+    Args:
+        num_ranks: processes.
+        repeats: steps of each program in each of three rounds.
+        peers: the environment that has DeepSpeed.
+        report: is told what is being measured.
+
+    Raises:
+        ConfigError: the ranks do not divide tokens and experts, or DeepSpeed has no environment.
+        MoesaicError: a program failed, or they compute different things.
+    """
+    odd = [shape for shape in SHAPES if shape.experts % num_ranks or shape.tokens % num_ranks]
+    if odd:
+        raise ConfigError(f"--ranks {num_ranks} does not divide {odd[0].experts} experts", "give 2, 4 or 8")
+    if not (peers / "deepspeed.done").is_file():
+        raise ConfigError(f"there is no DeepSpeed in '{peers}'", "make peers, or name the environment with --peers")
+    cases: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in SHAPES:
+            name = f"{num_ranks} ranks {shape.dims()} {str(dtype).removeprefix('torch.')}"
+            report(name)
+            answers = _take_turns(shape, dtype, num_ranks, repeats, peers)
+            versions |= {name: each[0]["version"] for name, each in answers.items()}
+            cases.append({**shape.dims(), "dtype": str(dtype).removeprefix("torch."), **_compare(answers, shape)})
+    machine = {**describe_machine(), "ranks": num_ranks, "deepspeed": versions["deepspeed"]}
+    return {"benchmark": "train_ranks", "machine": machine, "repeats": repeats, "cases": cases}
+
+
+def _take_turns(
+    shape: Shape, dtype: torch.dtype, num_ranks: int, repeats: int, peers: Path
+) -> dict[str, list[dict[str, Any]]]:
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in PROGRAMS}
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = Path(folder) / "tensors"
+        save_file(_draw(shape, dtype, num_ranks), tensors)
+        for _ in range(ROUNDS):
+            for name, program in PROGRAMS.items():
+                request = {
+                    "tensors": str(tensors),
+                    "chosen": shape.chosen,
+                    "warmup": _WARMUP,
+                    "steps": repeats,
+                    "every": _EVERY,
+                    "drop": program.drop,
+                }
+                python = sys.executable if name == "moesaic" else str(peers.absolute() / "bin" / "python")
+                answers[name].append(_ask(python, program.worker, request, num_ranks, Path(folder)))
+    expected = torch.tensor(answers["moesaic"][0]["result"]).to(dtype)
+    for name, program in PROGRAMS.items():
+        if not program.drop:
+            check_equal(name, torch.tensor(answers[name][0]["result"]).to(dtype), expected)
+    return answers
+
+
+def _draw(shape: Shape, dtype: torch.dtype, num_ranks: int) -> dict[str, torch.Tensor]:
+    source = torch.Generator().manual_seed(0)
+
+    def normal(*sizes: int, scale: float = 1.0) -> torch.Tensor:
+        return (scale * torch.randn(sizes, generator=source)).to(dtype)
+
+    tokens = shape.tokens // num_ranks
+    return {
+        "router": normal(shape.experts, shape.width, scale=shape.width**-0.5).float(),
+        "gate_up": normal(shape.experts, 2 * shape.expert_width, shape.width, scale=shape.width**-0.5),
+        "down": normal(shape.experts, shape.width, shape.expert_width, scale=shape.expert_width**-0.5),
+        **{f"hidden.{rank}": normal(tokens, shape.width) for rank in range(num_ranks)},
+        **{f"grad.{rank}": normal(tokens, shape.width) for rank in range(num_ranks)},
+    }
+
+
+def _ask(python: str, worker: str, request: dict[str, Any], num_ranks: int, folder: Path) -> dict[str, Any]:
+    """Start the ranks of a program and return what the first one answers."""
+    asked, script = folder / "request.json", Path(__file__).with_name(f"{worker}_worker.py")
+    asked.write_text(json.dumps(request))
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    # As `keep_freed_memory` sets it for ours.
+    kept = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+    # A script's own folder has a module called deepspeed: it is not to be searched.
+    settings = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONSAFEPATH": "1", **kept}
+    done = subprocess.run(
+        [*launcher, script, asked],
+        capture_output=True,
+        text=True,
+        env=os.environ | settings,
+        cwd=folder,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode == 0 and answers:
+        return json.loads(answers[-1])
+    told = [line for line in done.stderr.splitlines() if "Error" in line] or [f"status {done.returncode}"]
+    raise MoesaicError(f"the ranks of {worker} ended: {told[0].strip()}", "where a package is missing: make peers")
+
+
+def _compare(answers: dict[str, list[dict[str, Any]]], shape: Shape) -> dict[str, Any]:
+    times = {name: [second for each in rounds for second in each["seconds"]] for name, rounds in answers.items()}
+    peaks = {name: statistics.median(each["peak_bytes"] for each in rounds) for name, rounds in answers.items()}
+    ours = statistics.median(times["moesaic"])
+    targets = []
+    for name, program in PROGRAMS.items():
+        if program.faster is None:
+            continue
+        faster, memory = statistics.median(times[name]) / ours, peaks["moesaic"] / peaks[name]
+        targets += [
+            _target(f"{name} / moesaic, time", "least", program.faster, faster),
+            _target(f"moesaic / {name}, peak memory", "most", _LESS_MEMORY, memory),
+        ]
+    return {
+        "times": {name: summarise(each) for name, each in times.items()},
+        "tokens_per_s": {name: round(shape.tokens / statistics.median(each)) for name, each in times.items()},
+        "peak_mib": {name: round(peak / 2**20, 1) for name, peak in peaks.items()},
+        "targets": targets,
+    }
+
+
+def _target(figure: str, at: str, limit: float, found: float) -> dict[str, Any]:
+    met = found >= limit if at == "least" else found <= limit
+    return {"figure": figure, "at": at, "limit": limit, "found": round(found, 3), "met": met}
