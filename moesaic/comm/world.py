@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from moesaic.comm.meeting import meet
+
 # Whoever waits for the first process to read and tokenise a corpus waits for hours, and is told if it ends.
 _PATIENCE = timedelta(days=30)
 
@@ -85,13 +87,20 @@ def join_world(timeout_s: int) -> Iterator[World]:
 
     Args:
         timeout_s: after so long a wait, another process counts as dead.
+
+    Raises:
+        ParallelError: not all came in time.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+    timeout = timedelta(seconds=timeout_s)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    dist.init_process_group(
+        "gloo", store=meet(store, rank, size, timeout_s), rank=rank, world_size=size, timeout=timeout
+    )
     try:
         patient = dist.new_group(timeout=_PATIENCE)
-        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]), patient)
+        yield World(rank, size, int(os.environ["LOCAL_WORLD_SIZE"]), patient)
     finally:
         dist.destroy_process_group()
