@@ -1,9 +1,11 @@
 """Dense parameters over the ranks that share a batch: kept whole, or in shares that are gathered layer by layer."""
 
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from moesaic.comm.mesh import Mesh
 from moesaic.models.model import LanguageModel
+from moesaic.parallel.tensor import shared_parts
 
 
 def apply_data_shard(model: LanguageModel, mesh: Mesh) -> LanguageModel:
@@ -17,6 +19,14 @@ def apply_data_shard(model: LanguageModel, mesh: Mesh) -> LanguageModel:
     experts = {parameter for moe in mixtures for parameter in moe.experts.parameters()}
     # A layer of a pre-gated model uses the router of another one, which is not gathered then: every rank keeps those.
     early = {parameter for moe in mixtures for parameter in moe.router.parameters() if model.config.pregated}
+    if mesh.width is not None:
+        # Of what ranks share by width, those with the same part keep shares of it.
+        axes = ("data_replicate", "data_shard") if mesh.width.size(0) > 1 else ("data_shard",)
+        for parts in shared_parts(model):
+            # What is added once to a sum over ranks is the same on all of them.
+            parameters = (parameter for each in parts for parameter in each.parameters())
+            added = {each for each in parameters if not isinstance(each, DTensor)}
+            fully_shard(parts, mesh=mesh.width[axes], ignored_params=added)
     for layer in model.decoder.layers:
         fully_shard(layer, mesh=dense, ignored_params=experts | early)
     fully_shard(model, mesh=dense, ignored_params=experts)

@@ -84,7 +84,7 @@ def _new_model(config: RunConfig, start: str | None, world: World) -> tuple[Lang
             init_weights(model, config.model, config.train.seed)
         return model, LocalGradients(model)
     degrees = plan_degrees(config.parallel, config.model, world.size)
-    mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, world.num_here)
+    mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, world.num_here, degrees.tensor)
     tokens = config.train.micro_batch * config.data.sequence_length // world.size
     num_rows = tokens * min(config.model.experts_per_token, degrees.expert)
     row_bytes = config.model.hidden_size * DTYPES[str(config.train.precision)].itemsize

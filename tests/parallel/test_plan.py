@@ -1,5 +1,7 @@
 """Degrees of parallelism: what is filled in, and what is refused."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +44,10 @@ def test_dense_model_has_no_expert_axis_when_planned() -> None:
         (4, {"expert": 3}, "expert is 3, which does not divide the 4 ranks", "choose one of 1, 2, 4"),
         (12, {"expert": 3}, "expert is 3, which does not divide the 8 experts", "choose one of 1, 2, 4"),
         (2, {"expert": 4}, "expert is 4, which does not divide the 2 ranks", "choose one of 1, 2"),
+        (3, {"tensor": 2}, "tensor is 2, which does not divide the 3 ranks", "choose one of 1$"),
+        (4, {"tensor": 4}, "tensor is 4, which does not divide the 2 key/value heads", "choose one of 1, 2$"),
+        (8, {"tensor": 2, "data_shard": 3}, "data_shard is 3, which does not divide the 4 ranks that", "of 1, 2, 4,"),
+        (8, {"tensor": 2, "data_shard": 2, "data_replicate": 4}, "4 times parallel.data_shard 2 times .* is 16", "16"),
     ],
 )
 def test_degrees_are_refused_when_they_do_not_fit(
@@ -49,7 +55,17 @@ def test_degrees_are_refused_when_they_do_not_fit(
 ) -> None:
     with pytest.raises(ConfigError, match=text) as caught:
         _plan(num_ranks, **degrees)
-    assert hint in caught.value.hint
+    assert re.search(hint, caught.value.hint)
+
+
+def test_widths_that_ranks_share_are_looked_at_when_planned() -> None:
+    dense = tiny_config(num_experts=0, intermediate_size=25)
+    with pytest.raises(ConfigError, match="divide the 25 channels of a dense MLP"):
+        plan_degrees(ParallelConfig(tensor=2), dense, 2)
+    shared = tiny_config(num_experts=8, shared_expert_intermediate_size=9)
+    with pytest.raises(ConfigError, match="divide the 9 channels of a shared expert"):
+        plan_degrees(ParallelConfig(tensor=2), shared, 2)
+    assert plan_degrees(ParallelConfig(tensor=2), tiny_config(intermediate_size=25), 2).tensor == 2, "has no dense MLP"
 
 
 def test_parameters_of_a_rank_are_its_experts_and_its_share_of_the_rest_when_counted() -> None:
@@ -58,3 +74,8 @@ def test_parameters_of_a_rank_are_its_experts_and_its_share_of_the_rest_when_cou
     dense = model.num_parameters()[0] - experts
     assert Degrees(1, 4, 2).own_parameters(model) == -(-dense // 4) + experts // 2
     assert Degrees(4, 1, 1).own_parameters(model) == dense + experts
+    attention = sum(each.numel() for name, each in model.named_parameters() if ".attention." in name)
+    assert Degrees(2, 1, 2, tensor=2).own_parameters(model) == dense - attention // 2 + experts // 2
+    assert (
+        Degrees(1, 2, 2, tensor=2).own_parameters(model) == -(-(dense - attention) // 4) + attention // 4 + experts // 2
+    )
