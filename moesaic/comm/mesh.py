@@ -29,12 +29,14 @@ class Mesh:
         nodes: axes expert_replicate, rail, node, where the ranks of an expert axis fill several nodes: on a rail are
             those with the same place in theirs. Else None.
         width: axes data_replicate, data_shard, tensor, where ranks share heads and widths. Else None.
+        data: one axis: all ranks, each of which has sequences of its own.
     """
 
     dense: DeviceMesh
     expert: DeviceMesh
     nodes: DeviceMesh | None
     width: DeviceMesh | None
+    data: DeviceMesh
 
     @property
     def size(self) -> int:
@@ -75,6 +77,7 @@ def build_mesh(data_replicate: int, data_shard: int, expert: int, ranks_per_node
         _mesh(expert_replicate=replicas, expert=expert),
         nodes,
         width,
+        _mesh(data=num_ranks),
     )
 
 

@@ -40,6 +40,12 @@ class ParallelConfig(Section):
         "for the sequences of all of them; each keeps its part of those parameters. Divides heads, key/value heads and "
         "widths; worth it where neighbours talk fast and attention is too large for each",
     )
+    embedding: Literal["whole", "split"] = Field(
+        "whole",
+        description="whether every rank keeps the embedding table and the head as other parameters, or columns of the "
+        "one and rows of the other, for the tokens of all ranks: less memory, and no gradient of so large a parameter "
+        "to sum. For models whose head is not their table",
+    )
     bucket_bytes: int = Field(
         2**25,
         ge=2**10,

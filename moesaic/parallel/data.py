@@ -27,9 +27,12 @@ def apply_data_shard(model: LanguageModel, mesh: Mesh) -> LanguageModel:
             parameters = (parameter for each in parts for parameter in each.parameters())
             added = {each for each in parameters if not isinstance(each, DTensor)}
             fully_shard(parts, mesh=mesh.width[axes], ignored_params=added)
+    # Embedding and head may be in parts already.
+    whole = [model.decoder.embedding, *([] if model.head is None else [model.head])]
+    apart = {parameter for each in whole for parameter in each.parameters() if isinstance(parameter, DTensor)}
     for layer in model.decoder.layers:
         fully_shard(layer, mesh=dense, ignored_params=experts | early)
-    fully_shard(model, mesh=dense, ignored_params=experts)
+    fully_shard(model, mesh=dense, ignored_params=experts | apart)
     # The one way in: after a second one's backward, what layers of the first still need would be let go.
     register_fsdp_forward_method(model, "score")
     for module in model.modules():

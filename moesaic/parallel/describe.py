@@ -32,7 +32,7 @@ def describe_layout(config: RunConfig, num_ranks: int) -> list[dict[str, Any]]:
     model = build_model(config.model, device="meta")
     with _pretend(num_ranks):
         mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, tensor=degrees.tensor)
-        apply_parallel(model, mesh)
+        apply_parallel(model, mesh, split_embedding=degrees.splits_embedding)
         return [
             {
                 "name": name,

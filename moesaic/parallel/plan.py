@@ -19,12 +19,14 @@ class Degrees:
     Attributes:
         data_replicate, data_shard, tensor: multiply to the number of ranks.
         expert: divides it.
+        splits_embedding: whether embedding table and head are in parts, one a rank.
     """
 
     data_replicate: int
     data_shard: int
     expert: int
     tensor: int = 1
+    splits_embedding: bool = False
 
     @property
     def size(self) -> int:
@@ -41,8 +43,10 @@ class Degrees:
         experts = sum(each.numel() for moe in model.moe_layers().values() for each in moe.experts.parameters())
         dense = sum(each.numel() for each in model.parameters()) - experts
         shared = sum(_width_parameters(model)) if self.tensor > 1 else 0
+        embedding = 2 * model.decoder.embedding.weight.numel() if self.splits_embedding else 0
         shares = self.data_shard * self.tensor if self.data_shard > 1 else 1
-        return -(-(dense - shared) // shares) + -(-shared // (self.data_shard * self.tensor)) + experts // self.expert
+        parts = (dense - shared - embedding, shares), (shared, self.data_shard * self.tensor), (embedding, self.size)
+        return sum(-(-size // count) for size, count in parts) + experts // self.expert
 
 
 def plan_degrees(config: ParallelConfig, model: ModelConfig, num_ranks: int) -> Degrees:
@@ -69,7 +73,31 @@ def plan_degrees(config: ParallelConfig, model: ModelConfig, num_ranks: int) -> 
             f"{replicate * shard * tensor}, but there are {num_ranks} ranks",
             f"start {replicate * shard * tensor} ranks, or leave parallel.data_replicate out",
         )
-    return Degrees(replicate, shard, _expert_degree(config.expert, model, num_ranks), tensor)
+    splits = config.embedding == "split"
+    if splits:
+        _check_embedding(model, num_ranks)
+    return Degrees(replicate, shard, _expert_degree(config.expert, model, num_ranks), tensor, splits)
+
+
+def _check_embedding(model: ModelConfig, num_ranks: int) -> None:
+    way_out = "leave parallel.embedding = 'whole'"
+    if model.tie_word_embeddings:
+        raise ConfigError(
+            "parallel.embedding is 'split', but the model's table is its head too",
+            f"{way_out}, or set model.tie_word_embeddings = false",
+        )
+    if model.hidden_size % num_ranks:
+        raise ConfigError(
+            f"parallel.embedding is 'split', but {num_ranks} ranks do not divide the {model.hidden_size} columns of "
+            "the table",
+            f"{way_out}, or start one of {_listed(_divisors(model.hidden_size))} ranks",
+        )
+    if -(-model.vocab_size // num_ranks) * (num_ranks - 1) >= model.vocab_size:
+        raise ConfigError(
+            f"parallel.embedding is 'split', but a vocabulary of {model.vocab_size} leaves some of {num_ranks} ranks "
+            "without a row of the head",
+            way_out,
+        )
 
 
 def _check_tensor(tensor: int, model: ModelConfig, num_ranks: int) -> None:

@@ -90,7 +90,8 @@ def _new_model(config: RunConfig, start: str | None, world: World) -> tuple[Lang
     row_bytes = config.model.hidden_size * DTYPES[str(config.train.precision)].itemsize
     all_to_all = choose_all_to_all(mesh, config.parallel.all_to_all, num_rows, row_bytes)
     # Without weights until each process has only its part of them to keep.
-    model = apply_parallel(build_model(config.model, device="meta"), mesh, all_to_all).to_empty(device="cpu")
+    model = build_model(config.model, device="meta")
+    model = apply_parallel(model, mesh, all_to_all, degrees.splits_embedding).to_empty(device="cpu")
     init_weights(model, config.model, config.train.seed, own_part)
     if start is not None:
         load_parts(model, _load_start(config.model, start).state_dict())

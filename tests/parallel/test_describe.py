@@ -19,7 +19,8 @@ def _kept(changes: Changes) -> dict[str, int]:
     config = twin_config(changes)
     degrees = plan_degrees(config.parallel, config.model, dist.get_world_size())
     model = twin_model(config)
-    apply_parallel(model, build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, tensor=degrees.tensor))
+    mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, tensor=degrees.tensor)
+    apply_parallel(model, mesh, split_embedding=degrees.splits_embedding)
     return {name: local_part(parameter).numel() for name, parameter in model.named_parameters()}
 
 
@@ -30,6 +31,7 @@ def _kept(changes: Changes) -> dict[str, int]:
         {"parallel.expert": 2, "parallel.data_shard": 2},
         {"parallel.expert": 1, "parallel.data_shard": 4},
         {"parallel.expert": 4, "parallel.tensor": 2},
+        {"parallel.embedding": "split", "parallel.data_shard": 2, "parallel.tensor": 2},
         {"parallel.expert": 2, "parallel.tensor": 2, "parallel.data_shard": 2},
     ],
 )

@@ -24,6 +24,7 @@ LAYOUTS: dict[str, Changes] = {
     "shares": {"parallel.expert": 1, "parallel.data_shard": 2},
     "experts_and_shares": {"parallel.expert": 2, "parallel.data_shard": 2},
     "heads": {"parallel.tensor": 2},
+    "split_embedding": {"parallel.embedding": "split"},
 }
 
 
@@ -43,7 +44,7 @@ def test_two_ranks_equal_one_process_when_tokens_are_routed(router: str, layout:
         {"train.recompute": True},
         {"model.mlp_only_layers": [0]},
         {"model.num_experts": 0, "parallel.expert": 1},
-        {"model.tie_word_embeddings": True},
+        {"model.tie_word_embeddings": True, "parallel.embedding": "whole"},
         {"model.pregated": True},
         {"optim.kind": "lion"},
         {"parallel.bucket_bytes": 1024},
@@ -82,7 +83,8 @@ def test_four_ranks_equal_one_process_when_they_share_heads(expert: int, shard: 
 @pytest.mark.parametrize("expert", [1, 2, 4])
 def test_four_ranks_equal_one_process_when_spread_in_two_dimensions(expert: int, shard: int, pools: Pools) -> None:
     changes = {"parallel.expert": expert, "parallel.data_shard": shard, "train.micro_batch_size": 4}
-    assert pools(4).run(differences, changes) == [{}] * 4
+    for embedding in ("whole", "split"):
+        assert pools(4).run(differences, changes | {"parallel.embedding": embedding}) == [{}] * 4
 
 
 @pytest.mark.parametrize("kind", ["flat", "hierarchical", "auto"])

@@ -1,6 +1,7 @@
 """Degrees of parallelism: what is filled in, and what is refused."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -79,3 +80,28 @@ def test_parameters_of_a_rank_are_its_experts_and_its_share_of_the_rest_when_cou
     assert (
         Degrees(1, 2, 2, tensor=2).own_parameters(model) == -(-(dense - attention) // 4) + attention // 4 + experts // 2
     )
+
+
+def test_parts_of_table_and_head_are_counted_when_they_are_split() -> None:
+    config = tiny_config(num_experts=8)
+    degrees = plan_degrees(ParallelConfig(embedding="split", data_shard=2), config, 4)
+    model = build_model(config, device="meta")
+    table = config.vocab_size * config.hidden_size
+    whole = Degrees(degrees.data_replicate, 2, degrees.expert).own_parameters(model)
+    assert degrees.own_parameters(model) == whole - table + table // 2
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "changes", "text", "hint"),
+    [
+        (2, {"tie_word_embeddings": True}, "table is its head too", "tie_word_embeddings = false"),
+        (3, {}, "3 ranks do not divide the 16 columns of the table", "start one of 1, 2, 4, 8, 16 ranks"),
+        (4, {"vocab_size": 5}, "a vocabulary of 5 leaves some of 4 ranks without a row", "'whole'"),
+    ],
+)
+def test_split_embedding_is_refused_when_a_rank_would_have_no_part(
+    num_ranks: int, changes: dict[str, Any], text: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=text) as caught:
+        plan_degrees(ParallelConfig(embedding="split"), tiny_config(num_experts=8, **changes), num_ranks)
+    assert hint in caught.value.hint

@@ -73,7 +73,7 @@ def step_together(config: RunConfig) -> dict[str, Tensor]:
     # As if there were two ranks on each machine.
     mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, 2, degrees.tensor)
     all_to_all = choose_all_to_all(mesh, config.parallel.all_to_all, 100, 100)
-    model = apply_parallel(twin_model(config), mesh, all_to_all)
+    model = apply_parallel(twin_model(config), mesh, all_to_all, degrees.splits_embedding)
     gradients = share_gradients(model, mesh, config.parallel.bucket_bytes)
     return _steps(model, config, world, gradients)
 
