@@ -56,30 +56,33 @@ class Mesh:
         return group
 
 
-def build_mesh(data_replicate: int, data_shard: int, expert: int, ranks_per_node: int = 1, tensor: int = 1) -> Mesh:
+def build_mesh(
+    data_replicate: int, data_shard: int, expert: int, ranks_per_node: int = 1, tensor: int = 1, device: str = "cpu"
+) -> Mesh:
     """Build the groups of ranks; all ranks must call.
 
     Args:
         data_replicate, data_shard, tensor: multiply to the number of ranks.
         expert: divides it.
         ranks_per_node: that share a machine; as many on each.
+        device: kind of device that the parameters are on.
     """
+
+    def mesh(**sizes: int) -> DeviceMesh:
+        return init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
     num_ranks = data_replicate * data_shard * tensor
     replicas = num_ranks // expert
     nodes = width = None
     if 1 < ranks_per_node < expert and expert % ranks_per_node == 0:
-        nodes = _mesh(expert_replicate=replicas, rail=expert // ranks_per_node, node=ranks_per_node)
+        nodes = mesh(expert_replicate=replicas, rail=expert // ranks_per_node, node=ranks_per_node)
     if tensor > 1:
-        width = _mesh(data_replicate=data_replicate, data_shard=data_shard, tensor=tensor)
+        width = mesh(data_replicate=data_replicate, data_shard=data_shard, tensor=tensor)
     shares = data_shard * tensor if data_shard > 1 else 1
     return Mesh(
-        _mesh(data_replicate=num_ranks // shares, data_shard=shares),
-        _mesh(expert_replicate=replicas, expert=expert),
+        mesh(data_replicate=num_ranks // shares, data_shard=shares),
+        mesh(expert_replicate=replicas, expert=expert),
         nodes,
         width,
-        _mesh(data=num_ranks),
+        mesh(data=num_ranks),
     )
-
-
-def _mesh(**sizes: int) -> DeviceMesh:
-    return init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))

@@ -2,10 +2,18 @@
 
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import register_dataclass
 
 from moesaic.comm.mesh import Mesh
 from moesaic.models.model import LanguageModel
+from moesaic.nn.decoder import DecoderOutput, LayerOutput
+from moesaic.nn.moe.router import Routing
 from moesaic.parallel.tensor import shared_parts
+
+# Before torch 2.13 FSDP sees no tensors in a record unless it is known as a tree of them, and gathers nothing for the
+# backward of a module that returns one.
+for _record in (LayerOutput, DecoderOutput, Routing):
+    register_dataclass(_record)
 
 
 def apply_data_shard(model: LanguageModel, mesh: Mesh) -> LanguageModel:

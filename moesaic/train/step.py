@@ -88,7 +88,7 @@ def _accumulate_gradients(
     micro_batches = list(_micro_batches(batch, config.train.micro_batch))
     for index, micro_batch in enumerate(micro_batches):
         share = len(micro_batch.ids_BS) / len(batch.ids_BS)
-        part = micro_batch.rows(world.rows(len(micro_batch.ids_BS)))
+        part = micro_batch.rows(world.rows(len(micro_batch.ids_BS))).to(world.device)
         summed, output = model.score(part.ids_BS, part.labels_BS, part.positions_BS, part.document_ids_BS)
         objective: Tensor = summed / max(1, num_labels)
         for name, value in output.losses.items():
