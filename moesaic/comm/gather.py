@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moesaic.comm.collective import all_gather, all_to_all
+
 
 def gather_rows(rows: Tensor, nums: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """Return the rows of all ranks of a group, in the order of the ranks; all must call. Differentiable.
@@ -38,21 +40,21 @@ def sum_rows(rows: Tensor, nums: Sequence[int], group: dist.ProcessGroup) -> Ten
 def count_rows(num: int, group: dist.ProcessGroup) -> list[int]:
     """Return the number that each rank of a group gives; all must call."""
     nums = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
-    dist.all_gather(nums, torch.tensor([num]), group=group)
+    all_gather(nums, torch.tensor([num]), group)
     return [int(each) for each in nums]
 
 
 def _gather(rows: Tensor, nums: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     out = rows.new_empty(sum(nums), *rows.shape[1:])
     sent = rows.detach().contiguous().repeat(len(nums), *[1] * (rows.dim() - 1))
-    dist.all_to_all_single(out, sent, list(nums), [len(rows)] * len(nums), group=group)
+    all_to_all(out, sent, nums, [len(rows)] * len(nums), group)
     return out
 
 
 def _sum(rows: Tensor, nums: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     own = nums[group.rank()]
     parts = rows.new_empty(len(nums) * own, *rows.shape[1:])
-    dist.all_to_all_single(parts, rows.detach().contiguous(), [own] * len(nums), list(nums), group=group)
+    all_to_all(parts, rows.detach().contiguous(), [own] * len(nums), nums, group)
     return parts.view(len(nums), own, *rows.shape[1:]).sum(0)
 
 

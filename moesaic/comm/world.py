@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from moesaic.comm.collective import all_reduce
 from moesaic.comm.meeting import meet
 from moesaic.hw.device import find_device
 
@@ -48,7 +49,7 @@ class World:
         if self.size == 1:
             return values
         totals = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(totals)
+        all_reduce(totals)
         return totals.tolist()
 
     def largest(self, value: int) -> int:
@@ -56,7 +57,7 @@ class World:
         if self.size == 1:
             return value
         largest = torch.tensor(value)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
 
     def gather(self, values: list[int]) -> list[list[int]]:
@@ -65,7 +66,7 @@ class World:
             return [values]
         gathered = torch.zeros(self.size, len(values), dtype=torch.int64)
         gathered[self.rank] = torch.tensor(values)
-        dist.all_reduce(gathered)
+        all_reduce(gathered)
         return gathered.tolist()
 
     @contextmanager

@@ -8,6 +8,7 @@ from moesaic.comm.mesh import Mesh
 from moesaic.models.model import LanguageModel
 from moesaic.nn.decoder import DecoderOutput, LayerOutput
 from moesaic.nn.moe.router import Routing
+from moesaic.parallel.share import travel
 from moesaic.parallel.tensor import shared_parts
 
 # Before torch 2.13 FSDP sees no tensors in a record unless it is known as a tree of them, and gathers nothing for the
@@ -48,4 +49,5 @@ def apply_data_shard(model: LanguageModel, mesh: Mesh) -> LanguageModel:
             module.set_gradient_divide_factor(1.0)
             # gloo knows no average: what is no sum would come out unscaled.
             module.set_force_sum_reduction_for_comms(True)
+            travel(module, mesh.dense.size(0) > 1)
     return model

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from moesaic.comm.all_to_all import FlatExchange
+from moesaic.comm.collective import all_reduce
 from moesaic.comm.gather import count_rows, gather_rows, sum_rows
 from moesaic.models.model import LanguageModel
 from moesaic.ops.linear_cross_entropy import Slopes, differentiate, refuse_second_derivative, score_labels
@@ -78,9 +79,9 @@ class _CrossEntropy(torch.autograd.Function):
         hidden_TD, labels_T = gather_rows(own_TD, nums, group), gather_rows(labels_T, nums, group) - first
         scores = score_labels(hidden_TD, head, labels_T)
         largest_T = scores.largest_T.clone()
-        dist.all_reduce(largest_T, dist.ReduceOp.MAX, group)
+        all_reduce(largest_T, group, dist.ReduceOp.MAX)
         sums_2T = torch.stack([scores.total_T * (scores.largest_T - largest_T).exp(), scores.target_T])
-        dist.all_reduce(sums_2T, group=group)
+        all_reduce(sums_2T, group)
         logsumexp_T, loss_T = type(scores)(largest_T, *sums_2T).finish()
         ctx.save_for_backward(hidden_TD, head, labels_T, logsumexp_T)
         ctx.nums, ctx.group = nums, group

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Placement, Shard, distribute_tensor
 
+from moesaic.comm.collective import all_reduce
 from moesaic.comm.gather import count_rows, gather_rows, sum_rows
 from moesaic.models.model import LanguageModel
 from moesaic.nn.attention import SelfAttention
@@ -99,13 +100,13 @@ class _SumOverRanks(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
         total = x.clone()
-        dist.all_reduce(total, group=group)
+        all_reduce(total, group)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
+        all_reduce(total, ctx.group)
         return total, None
 
 
