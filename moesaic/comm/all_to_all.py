@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moesaic.comm.line import Arrival, Line
+
 
 class Exchange(Protocol):
     """Rows on their way between the ranks of a group, the same number of them each time; all ranks must call alike."""
@@ -20,6 +22,10 @@ class Exchange(Protocol):
         """Send rows, as they came by `send`, back to where they came from; differentiable."""
         ...
 
+    def begin(self, rows: Tensor, back: bool) -> Arrival:
+        """Begin to do either, without a gradient; nothing else may be sent in the group until it has come."""
+        ...
+
 
 class AllToAll(Protocol):
     """A way to exchange rows.
@@ -29,6 +35,11 @@ class AllToAll(Protocol):
     """
 
     size: int
+
+    @property
+    def hops(self) -> "Sequence[AllToAll]":
+        """Return the exchanges that a message consists of, the first first."""
+        ...
 
     def plan(self, counts_WC: Tensor) -> tuple[Tensor, list[Exchange]]:
         """Tell each rank how many rows it will get.
@@ -45,15 +56,22 @@ class AllToAll(Protocol):
 class FlatAllToAll:
     """Every rank sends to every other one."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, line: Line | None = None) -> None:
+        """Take a group, and the line that sends its messages where others share it."""
         self._group = group
+        self._line = line or Line()
         self.size = group.size()
+
+    @property
+    def hops(self) -> Sequence[AllToAll]:
+        """Return this one."""
+        return (self,)
 
     def plan(self, counts_WC: Tensor) -> tuple[Tensor, list[Exchange]]:
         """Exchange the counts as well."""
         received_WC = exchange_evenly(counts_WC, self._group)
         splits = zip(counts_WC.t().tolist(), received_WC.t().tolist(), strict=True)
-        return received_WC, [FlatExchange(self._group, sent, received) for sent, received in splits]
+        return received_WC, [FlatExchange(self._group, self._line, sent, received) for sent, received in splits]
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,7 @@ class FlatExchange:
     """
 
     group: dist.ProcessGroup
+    line: Line
     sent: Sequence[int]
     received: Sequence[int]
 
@@ -76,8 +95,12 @@ class FlatExchange:
         """Send rows back."""
         return _Exchange.apply(rows, self, True)
 
+    def begin(self, rows: Tensor, back: bool) -> Arrival:
+        """Begin to do either."""
+        return self.line.begin(lambda: self.move(rows, back))
+
     def move(self, rows: Tensor, back: bool) -> Tensor:
-        """Do either, without a gradient."""
+        """Do either, without a gradient, and wait."""
         sent, received = (self.received, self.sent) if back else (self.sent, self.received)
         out = rows.new_empty(sum(received), *rows.shape[1:])
         dist.all_to_all_single(out, rows.contiguous(), list(received), list(sent), group=self.group)
@@ -100,3 +123,10 @@ def exchange_evenly(rows_W: Tensor, group: dist.ProcessGroup) -> Tensor:
     received_W = torch.empty_like(rows_W, memory_format=torch.contiguous_format)
     dist.all_to_all_single(received_W, rows_W.contiguous(), group=group)
     return received_W
+
+
+def swap_blocks(rows: Tensor, sizes: Tensor) -> Tensor:
+    """Reorder blocks of rows, which stand as the entries of a matrix of sizes do, to those of its transpose."""
+    blocks = rows.split(sizes.flatten().tolist())
+    order = torch.arange(sizes.numel()).view(sizes.shape).t().flatten().tolist()
+    return torch.cat([blocks[index] for index in order])

@@ -9,13 +9,25 @@ who has the place of the one they are for, and that one sends them on together w
 The rows and their order are those of the flat exchange, bit for bit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moesaic.comm.all_to_all import Exchange, FlatExchange, exchange_evenly
+from moesaic.comm.all_to_all import AllToAll, Exchange, FlatAllToAll, FlatExchange, exchange_evenly, swap_blocks
+from moesaic.comm.line import Arrival, Line
+
+
+@dataclass(frozen=True)
+class _Hop:
+    """One of the two: ranks, and their line."""
+
+    group: dist.ProcessGroup
+    line: Line
+
+    def exchange(self, sent: Tensor, received: Tensor) -> FlatExchange:
+        return FlatExchange(self.group, self.line, sent.tolist(), received.tolist())
 
 
 class HierarchicalAllToAll:
@@ -27,16 +39,21 @@ class HierarchicalAllToAll:
     """
 
     def __init__(self, node: dist.ProcessGroup, rail: dist.ProcessGroup) -> None:
-        self._node = node
-        self._rail = rail
+        self._node = _Hop(node, Line())
+        self._rail = _Hop(rail, Line())
         self.size = node.size() * rail.size()
+
+    @property
+    def hops(self) -> Sequence[AllToAll]:
+        """Return the exchange inside the node and the one along the rail."""
+        return FlatAllToAll(self._node.group, self._node.line), FlatAllToAll(self._rail.group, self._rail.line)
 
     def plan(self, counts_WC: Tensor) -> tuple[Tensor, list[Exchange]]:
         """Exchange the counts in two hops as well."""
         # For node m and place l; then from neighbour l for node m; then from place l of node m.
-        asked = counts_WC.view(self._rail.size(), self._node.size(), -1)
-        passed = exchange_evenly(asked.transpose(0, 1), self._node)
-        received = exchange_evenly(passed.transpose(0, 1), self._rail)
+        asked = counts_WC.view(self._rail.group.size(), self._node.group.size(), -1)
+        passed = exchange_evenly(asked.transpose(0, 1), self._node.group)
+        received = exchange_evenly(passed.transpose(0, 1), self._rail.group)
         exchanges: list[Exchange] = [
             _TwoHops(self._node, self._rail, asked[..., kind], passed[..., kind], received[..., kind])
             for kind in range(counts_WC.shape[1])
@@ -54,31 +71,33 @@ class _TwoHops:
         received: [M, L], rows from each node and place.
     """
 
-    node: dist.ProcessGroup
-    rail: dist.ProcessGroup
+    node: _Hop
+    rail: _Hop
     asked: Tensor
     passed: Tensor
     received: Tensor
 
     def send(self, rows: Tensor) -> Tensor:
         """Send rows: inside the node, then along the rail."""
-        rows = self._inside().send(_swap_blocks(rows, self.asked))
-        return self._along().send(_swap_blocks(rows, self.passed))
+        rows = self._inside().send(swap_blocks(rows, self.asked))
+        return self._along().send(swap_blocks(rows, self.passed))
 
     def send_back(self, rows: Tensor) -> Tensor:
         """Send rows back: along the rail, then inside the node."""
-        rows = _swap_blocks(self._along().send_back(rows), self.passed.t())
-        return _swap_blocks(self._inside().send_back(rows), self.asked.t())
+        rows = swap_blocks(self._along().send_back(rows), self.passed.t())
+        return swap_blocks(self._inside().send_back(rows), self.asked.t())
+
+    def begin(self, rows: Tensor, back: bool) -> Arrival:
+        """Begin to do either; the hops of several messages overlap."""
+        inside, along = self._inside(), self._along()
+        if back:
+            came = self.rail.line.begin(lambda: swap_blocks(along.move(rows, True), self.passed.t()))
+            return self.node.line.begin(lambda: swap_blocks(inside.move(came.result(), True), self.asked.t()))
+        came = self.node.line.begin(lambda: inside.move(swap_blocks(rows, self.asked), False))
+        return self.rail.line.begin(lambda: along.move(swap_blocks(came.result(), self.passed), False))
 
     def _inside(self) -> FlatExchange:
-        return FlatExchange(self.node, self.asked.sum(0).tolist(), self.passed.sum(1).tolist())
+        return self.node.exchange(self.asked.sum(0), self.passed.sum(1))
 
     def _along(self) -> FlatExchange:
-        return FlatExchange(self.rail, self.passed.sum(0).tolist(), self.received.sum(1).tolist())
-
-
-def _swap_blocks(rows: Tensor, sizes: Tensor) -> Tensor:
-    """Reorder blocks of rows, which stand as the entries of a matrix of sizes do, to those of its transpose."""
-    blocks = rows.split(sizes.flatten().tolist())
-    order = torch.arange(sizes.numel()).view(sizes.shape).t().flatten().tolist()
-    return torch.cat([blocks[index] for index in order])
+        return self.rail.exchange(self.passed.sum(0), self.received.sum(1))

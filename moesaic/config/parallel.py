@@ -21,6 +21,12 @@ class ParallelConfig(Section):
         description="how tokens travel to experts on other nodes: each rank to each, or inside a node first and then "
         "from node to node; auto: whichever is faster when the run begins. Equal results",
     )
+    schedule: Literal["auto", "off", 1, 2, 4, 8] = Field(
+        "auto",
+        description="chunks of a layer's tokens, so that one travels while experts compute another; auto: as many as "
+        "promise the shortest step by what the machine does when the run begins; off: whole, and gradients are summed "
+        "as soon as they are there. Equal results",
+    )
     data_replicate: int | None = Field(
         None,
         gt=0,

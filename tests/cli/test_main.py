@@ -18,7 +18,7 @@ from tests.cli.command import Run, check_two_lines, run_apart
 # What users and scripts rely on: a change here is a change of the interface.
 COMMANDS = {
     "demo": {"--out", "--steps"},
-    "train": {"recipe", "--set", "--resume"},
+    "train": {"recipe", "--set", "--resume", "--schedule"},
     "generate": {
         "model",
         "prompt",
