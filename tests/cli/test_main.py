@@ -51,6 +51,7 @@ COMMANDS = {
     "inspect": {"model", "--json"},
     "convert": {"source", "target", "--to", "--bits", "--core-bits", "--dtype"},
     "doctor": {"--json"},
+    "bench comm": {"--ranks", "--repeats", "--out", "--case"},
     "bench train": {"--repeats", "--out", "--ranks", "--peers"},
     "bench ops": {"--repeats", "--out", "--case", "--peers"},
     "bench infer": {"--repeats", "--out", "--case", "--trace", "--steps", "--cache", "--peers"},
