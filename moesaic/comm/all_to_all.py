@@ -26,6 +26,10 @@ class Exchange(Protocol):
         """Begin to do either, without a gradient; nothing else may be sent in the group until it has come."""
         ...
 
+    def move(self, rows: Tensor, back: bool) -> Tensor:
+        """Do either, without a gradient, and wait."""
+        ...
+
 
 class AllToAll(Protocol):
     """A way to exchange rows.
@@ -89,11 +93,11 @@ class FlatExchange:
 
     def send(self, rows: Tensor) -> Tensor:
         """Send rows."""
-        return _Exchange.apply(rows, self, False)
+        return move_rows(rows, self, False)
 
     def send_back(self, rows: Tensor) -> Tensor:
         """Send rows back."""
-        return _Exchange.apply(rows, self, True)
+        return move_rows(rows, self, True)
 
     def begin(self, rows: Tensor, back: bool) -> Arrival:
         """Begin to do either."""
@@ -109,7 +113,7 @@ class FlatExchange:
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: FlatExchange, back: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, exchange: Exchange, back: bool) -> Tensor:
         ctx.exchange, ctx.back = exchange, back
         return exchange.move(rows, back)
 
@@ -118,15 +122,13 @@ class _Exchange(torch.autograd.Function):
         return ctx.exchange.move(grad, not ctx.back), None, None
 
 
+def move_rows(rows: Tensor, exchange: Exchange, back: bool) -> Tensor:
+    """Move rows by the `move` of an exchange, and their gradients the other way."""
+    return _Exchange.apply(rows, exchange, back)
+
+
 def exchange_evenly(rows_W: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Send row w to rank w; return, as row w, what rank w sent here."""
     received_W = torch.empty_like(rows_W, memory_format=torch.contiguous_format)
     dist.all_to_all_single(received_W, rows_W.contiguous(), group=group)
     return received_W
-
-
-def swap_blocks(rows: Tensor, sizes: Tensor) -> Tensor:
-    """Reorder blocks of rows, which stand as the entries of a matrix of sizes do, to those of its transpose."""
-    blocks = rows.split(sizes.flatten().tolist())
-    order = torch.arange(sizes.numel()).view(sizes.shape).t().flatten().tolist()
-    return torch.cat([blocks[index] for index in order])

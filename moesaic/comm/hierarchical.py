@@ -15,19 +15,9 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch import Tensor
 
-from moesaic.comm.all_to_all import AllToAll, Exchange, FlatAllToAll, FlatExchange, exchange_evenly, swap_blocks
+from moesaic.comm.all_to_all import AllToAll, Exchange, FlatAllToAll, FlatExchange, exchange_evenly, move_rows
+from moesaic.comm.block import Transposition
 from moesaic.comm.line import Arrival, Line
-
-
-@dataclass(frozen=True)
-class _Hop:
-    """One of the two: ranks, and their line."""
-
-    group: dist.ProcessGroup
-    line: Line
-
-    def exchange(self, sent: Tensor, received: Tensor) -> FlatExchange:
-        return FlatExchange(self.group, self.line, sent.tolist(), received.tolist())
 
 
 class HierarchicalAllToAll:
@@ -39,65 +29,84 @@ class HierarchicalAllToAll:
     """
 
     def __init__(self, node: dist.ProcessGroup, rail: dist.ProcessGroup) -> None:
-        self._node = _Hop(node, Line())
-        self._rail = _Hop(rail, Line())
+        self._node, self._rail = node, rail
+        self._lines = Line(), Line()
         self.size = node.size() * rail.size()
 
     @property
     def hops(self) -> Sequence[AllToAll]:
         """Return the exchange inside the node and the one along the rail."""
-        return FlatAllToAll(self._node.group, self._node.line), FlatAllToAll(self._rail.group, self._rail.line)
+        inside, along = self._lines
+        return FlatAllToAll(self._node, inside), FlatAllToAll(self._rail, along)
 
     def plan(self, counts_WC: Tensor) -> tuple[Tensor, list[Exchange]]:
         """Exchange the counts in two hops as well."""
         # For node m and place l; then from neighbour l for node m; then from place l of node m.
-        asked = counts_WC.view(self._rail.group.size(), self._node.group.size(), -1)
-        passed = exchange_evenly(asked.transpose(0, 1), self._node.group)
-        received = exchange_evenly(passed.transpose(0, 1), self._rail.group)
-        exchanges: list[Exchange] = [
-            _TwoHops(self._node, self._rail, asked[..., kind], passed[..., kind], received[..., kind])
-            for kind in range(counts_WC.shape[1])
-        ]
-        return received.flatten(0, 1), exchanges
+        asked = counts_WC.view(self._rail.size(), self._node.size(), -1)
+        passed = exchange_evenly(asked.transpose(0, 1), self._node)
+        received = exchange_evenly(passed.transpose(0, 1), self._rail)
+        counts = [each.permute(2, 0, 1).tolist() for each in (asked, passed, received)]
+        return received.flatten(0, 1), [self._two_hops(*kind) for kind in zip(*counts, strict=True)]
+
+    def _two_hops(self, asked: list[list[int]], passed: list[list[int]], received: list[list[int]]) -> Exchange:
+        """Return how one kind of rows moves.
+
+        Args:
+            asked: [M, L], rows of this rank for each node and place.
+            passed: [L, M], rows of each neighbour that pass through this rank on their way to its place on each node.
+            received: [M, L], rows from each node and place.
+        """
+        inside, along = self._lines
+        return _TwoHops(
+            Transposition(asked),
+            FlatExchange(self._node, inside, _sum_columns(asked), [sum(row) for row in passed]),
+            Transposition(passed),
+            FlatExchange(self._rail, along, _sum_columns(passed), [sum(row) for row in received]),
+        )
 
 
 @dataclass(frozen=True)
 class _TwoHops:
-    """One kind of rows.
+    """Rows that are grouped by place, move inside the node, are grouped by node, and move along the rail."""
 
-    Attributes:
-        asked: [M, L], rows of this rank for each node and place.
-        passed: [L, M], rows of each neighbour that pass through this rank on their way to its place on each node.
-        received: [M, L], rows from each node and place.
-    """
-
-    node: _Hop
-    rail: _Hop
-    asked: Tensor
-    passed: Tensor
-    received: Tensor
+    by_place: Transposition
+    inside: FlatExchange
+    by_node: Transposition
+    along: FlatExchange
 
     def send(self, rows: Tensor) -> Tensor:
         """Send rows: inside the node, then along the rail."""
-        rows = self._inside().send(swap_blocks(rows, self.asked))
-        return self._along().send(swap_blocks(rows, self.passed))
+        return move_rows(rows, self, False)
 
     def send_back(self, rows: Tensor) -> Tensor:
         """Send rows back: along the rail, then inside the node."""
-        rows = swap_blocks(self._along().send_back(rows), self.passed.t())
-        return swap_blocks(self._inside().send_back(rows), self.asked.t())
+        return move_rows(rows, self, True)
+
+    def move(self, rows: Tensor, back: bool) -> Tensor:
+        """Do either, without a gradient, and wait."""
+        return self._move_back_inside(self._move_back_along(rows)) if back else self._pass_on(self._hand_over(rows))
 
     def begin(self, rows: Tensor, back: bool) -> Arrival:
         """Begin to do either; the hops of several messages overlap."""
-        inside, along = self._inside(), self._along()
+        inside, along = self.inside.line, self.along.line
         if back:
-            came = self.rail.line.begin(lambda: swap_blocks(along.move(rows, True), self.passed.t()))
-            return self.node.line.begin(lambda: swap_blocks(inside.move(came.result(), True), self.asked.t()))
-        came = self.node.line.begin(lambda: inside.move(swap_blocks(rows, self.asked), False))
-        return self.rail.line.begin(lambda: along.move(swap_blocks(came.result(), self.passed), False))
+            came = along.begin(lambda: self._move_back_along(rows))
+            return inside.begin(lambda: self._move_back_inside(came.result()))
+        came = inside.begin(lambda: self._hand_over(rows))
+        return along.begin(lambda: self._pass_on(came.result()))
 
-    def _inside(self) -> FlatExchange:
-        return self.node.exchange(self.asked.sum(0), self.passed.sum(1))
+    def _hand_over(self, rows: Tensor) -> Tensor:
+        return self.inside.move(self.by_place.apply(rows), False)
 
-    def _along(self) -> FlatExchange:
-        return self.rail.exchange(self.passed.sum(0), self.received.sum(1))
+    def _pass_on(self, rows: Tensor) -> Tensor:
+        return self.along.move(self.by_node.apply(rows), False)
+
+    def _move_back_along(self, rows: Tensor) -> Tensor:
+        return self.by_node.undo(self.along.move(rows, True))
+
+    def _move_back_inside(self, rows: Tensor) -> Tensor:
+        return self.by_place.undo(self.inside.move(rows, True))
+
+
+def _sum_columns(matrix: list[list[int]]) -> list[int]:
+    return [sum(column) for column in zip(*matrix, strict=True)]

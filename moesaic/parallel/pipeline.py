@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from moesaic.comm.all_to_all import AllToAll, swap_blocks
+from moesaic.comm.all_to_all import AllToAll
+from moesaic.comm.block import Transposition
 from moesaic.comm.flight import arrive, depart
 from moesaic.nn.moe.experts import Experts
 from moesaic.nn.moe.router import Routing
@@ -64,7 +65,7 @@ class PipelinedDispatcher:
             depart(exchange, permute(chunk, trip.rows))
             for exchange, chunk, trip in zip(for_rows, chunks, trips, strict=True)
         ]
-        weights_N, pair_ids_N = unpack_pairs(swap_blocks(arrive(message), received_Wr2[..., 1]))
+        weights_N, pair_ids_N = unpack_pairs(Transposition(received_Wr2[..., 1].tolist()).apply(arrive(message)))
         num_pairs = received_Wr2[..., 1].sum(0).tolist()
         weights, pair_ids = weights_N.split(num_pairs), pair_ids_N.split(num_pairs)
         gate_ups, downs = (lend(weight, hidden_TD.dtype, self.degree) for weight in (experts.gate_up, experts.down))
@@ -95,7 +96,7 @@ def _pack(trips: list[Trip], pairs_Wr: Tensor, weights_N: Tensor) -> Tensor:
     starts = pairs_Wr.sum(0).cumsum(0) - pairs_Wr.sum(0)
     order_N = torch.cat([trip.order_N + start for trip, start in zip(trips, starts, strict=True)])
     pair_ids_N = torch.cat([trip.pair_ids_N for trip in trips])
-    return swap_blocks(pack_pairs(weights_N[order_N], pair_ids_N), pairs_Wr.t())
+    return Transposition(pairs_Wr.tolist()).undo(pack_pairs(weights_N[order_N], pair_ids_N))
 
 
 def _combine(back_RD: Tensor, trip: Trip) -> Tensor:
