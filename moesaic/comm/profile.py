@@ -36,8 +36,8 @@ def agree(seconds: float) -> float:
 
 
 def sizes_up_to(most: int) -> list[int]:
-    """Return an eighth, a quarter, a half and all of a size, as far as they differ and are at least one."""
-    return sorted({max(1, most // part) for part in (8, 4, 2, 1)})
+    """Return a few sizes up to one, as far as they differ and are at least one."""
+    return sorted({max(1, most // part) for part in (64, 8, 2, 1)})
 
 
 def even_message(all_to_all: AllToAll, num_bytes: int) -> tuple[Exchange, torch.Tensor]:

@@ -68,7 +68,7 @@ class PipelinedDispatcher:
         weights_N, pair_ids_N = unpack_pairs(Transposition(received_Wr2[..., 1].tolist()).apply(arrive(message)))
         num_pairs = received_Wr2[..., 1].sum(0).tolist()
         weights, pair_ids = weights_N.split(num_pairs), pair_ids_N.split(num_pairs)
-        gate_ups, downs = (lend(weight, hidden_TD.dtype, self.degree) for weight in (experts.gate_up, experts.down))
+        gate_ups, downs = (_lend(weight, hidden_TD.dtype, self.degree) for weight in (experts.gate_up, experts.down))
         returning = []
         for index, (flight, exchange) in enumerate(zip(sent, for_rows, strict=True)):
             permutation = group_received(pair_ids[index], received_Wr2[:, index], num_experts)
@@ -103,7 +103,7 @@ def _combine(back_RD: Tensor, trip: Trip) -> Tensor:
     return combine(back_RD, back_RD.new_ones(len(back_RD)), trip.rows)
 
 
-def lend(weight: Tensor, dtype: torch.dtype, num_chunks: int) -> list[Tensor]:
+def _lend(weight: Tensor, dtype: torch.dtype, num_chunks: int) -> list[Tensor]:
     """Return a weight in the dtype of the tokens, once for each chunk; the memory is shared.
 
     Each chunk's gradient is taken to the dtype of the weight before they are added up.

@@ -6,23 +6,24 @@ All ranks must call alike, and get the same figures: those of the slowest.
 import re
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from moesaic.comm.all_to_all import AllToAll
+from moesaic.comm.all_to_all import AllToAll, Exchange
 from moesaic.comm.cost import Cost, fit_cost
+from moesaic.comm.line import Arrival
 from moesaic.comm.profile import agree, even_message, fit_all_gather, fit_all_reduce, fit_exchange, measure, sizes_up_to
 from moesaic.models.model import LanguageModel
 from moesaic.nn.moe.experts import Experts
-from moesaic.ops.mixture import mix_experts
-from moesaic.ops.permute import group_by_expert
+from moesaic.nn.moe.router import Routing
 from moesaic.parallel.part import local_part
-from moesaic.parallel.pipeline import lend
-from moesaic.parallel.schedule import Costs, Layer
+from moesaic.parallel.pipeline import PipelinedDispatcher
+from moesaic.parallel.schedule import DEGREES, Costs, Layer
 
 # More does not change the line.
 _MOST_PAIRS = 4096
@@ -70,18 +71,17 @@ def measure_profile(all_to_all: AllToAll, experts: Experts, dtype: torch.dtype, 
     """
     group = dist.group.WORLD
     assert group is not None, "the ranks have met"
-    message, pairs = int(work.message_bytes), min(_MOST_PAIRS, int(work.pairs))
+    message = int(work.message_bytes)
     hops = tuple(fit_exchange(hop, message) for hop in all_to_all.hops)
-    layer = _Timed(experts, dtype)
-    times = [(size, *layer.measure(size)) for size in sizes_up_to(pairs)]
-    costs = Costs(
-        hops=hops,
-        forward=fit_cost([(size, forward) for size, forward, _ in times]),
-        backward=fit_cost([(size, backward) for size, _, backward in times]),
-        reduce=fit_all_reduce(group, _MOST_BYTES),
-        overlap=layer.measure_overlap(all_to_all, message, pairs),
+    layer = _Timed(experts, dtype, all_to_all.size, work)
+    times = [(degree, *layer.measure(degree)) for degree in DEGREES]
+    # What a chunk costs besides its rows shows in how little less a smaller one takes.
+    forward, backward = (
+        fit_cost([(layer.num_pairs / degree, seconds[way] / degree) for degree, *seconds in times]) for way in (0, 1)
     )
-    return Profile(costs, fit_all_gather(group, _MOST_BYTES))
+    reduce, gather = fit_all_reduce(group, _MOST_BYTES), fit_all_gather(group, _MOST_BYTES)
+    overlap = layer.measure_overlap(all_to_all, message)
+    return Profile(Costs(hops, forward, backward, reduce, overlap), gather)
 
 
 def list_work(model: LanguageModel, num_tokens: int, dtype: torch.dtype, num_ranks: int) -> list[Layer]:
@@ -119,43 +119,88 @@ def _kept_bytes(weight: Tensor) -> int:
 
 
 class _Timed:
-    """The experts of a layer, to be timed on rows that are drawn evenly."""
+    """A layer whose messages come back at once, to be timed on tokens that are routed evenly."""
 
-    def __init__(self, experts: Experts, dtype: torch.dtype) -> None:
-        self._leaves = [local_part(weight).detach().requires_grad_() for weight in (experts.gate_up, experts.down)]
-        self._dtype = dtype
+    def __init__(self, experts: Experts, dtype: torch.dtype, num_ranks: int, work: Layer) -> None:
+        chosen = max(1, round(work.pairs / work.tokens))
+        num_tokens = max(1, min(work.tokens, _MOST_PAIRS // chosen))
+        own = [nn.Parameter(local_part(weight)) for weight in (experts.gate_up, experts.down)]
+        self.num_pairs = num_tokens * chosen
+        self._num_ranks = num_ranks
+        self._experts = Experts(0, 0, 0)
+        self._experts.gate_up, self._experts.down = own
+        source = torch.Generator().manual_seed(0)
+        self._hidden_TD = torch.empty(num_tokens, own[0].shape[2]).uniform_(-1, 1, generator=source).to(dtype)
+        scores_TE = torch.rand(num_tokens, len(own[0]) * num_ranks, generator=source)
+        weights_TK, experts_TK = scores_TE.topk(chosen)
+        pairs = torch.arange(num_tokens).repeat_interleave(chosen), experts_TK.flatten()
+        weights_N = weights_TK.flatten().requires_grad_()
+        self._routing = Routing(*pairs, weights_N, *pairs, scores_TE, scores_TE)
 
-    def measure(self, num_pairs: int) -> tuple[float, float]:
-        """Return the seconds of forward and of backward, which adds gradients to those of another chunk."""
+    def measure(self, degree: int) -> tuple[float, float]:
+        """Return the seconds of forward and of backward in so many chunks."""
         forwards, backwards = [], []
         for _ in range(_REPEATS + 1):
             dist.barrier()
             began = time.perf_counter()
-            mixed_RD = self._mix(num_pairs)
+            mixed_TD = self._mix(degree)
             computed = time.perf_counter()
-            mixed_RD.backward(mixed_RD.detach())
+            mixed_TD.backward(mixed_TD.detach())
             forwards.append(computed - began)
             backwards.append(time.perf_counter() - computed)
         return agree(statistics.median(forwards[1:])), agree(statistics.median(backwards[1:]))
 
-    def measure_overlap(self, all_to_all: AllToAll, num_bytes: int, num_pairs: int) -> float:
+    def measure_overlap(self, all_to_all: AllToAll, num_bytes: int) -> float:
         """Return the share of the shorter of both that vanishes when a message travels while experts compute."""
         exchange, rows = even_message(all_to_all, num_bytes)
 
         def both() -> None:
             arrival = exchange.begin(rows, False)
-            self._mix(num_pairs)
+            self._mix(1)
             arrival.result()
 
         message = measure(lambda: exchange.begin(rows, False).result())
-        compute = measure(lambda: self._mix(num_pairs))
+        compute = measure(lambda: self._mix(1))
         return min(1.0, max(0.0, (message + compute - measure(both)) / min(message, compute)))
 
-    def _mix(self, num_pairs: int) -> Tensor:
-        source = torch.Generator().manual_seed(0)
-        (gate_up,), (down,) = (lend(leaf, self._dtype, 1) for leaf in self._leaves)
-        rows_RD = torch.empty(num_pairs, gate_up.shape[2]).uniform_(-1, 1, generator=source).to(self._dtype)
-        experts_N = torch.arange(num_pairs) % len(gate_up)
-        permutation = group_by_expert(torch.arange(num_pairs), experts_N, num_pairs, len(gate_up))
-        weights_N = torch.ones(num_pairs, requires_grad=True)
-        return mix_experts(rows_RD.requires_grad_(), weights_N, gate_up, down, permutation)
+    def _mix(self, degree: int) -> Tensor:
+        dispatcher = PipelinedDispatcher(_Mirror(self._num_ranks), degree)
+        return dispatcher.mix(self._hidden_TD.detach().requires_grad_(), self._routing, self._experts)
+
+
+class _Mirror:
+    """Ranks that send back at once what they are sent: nothing travels."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    @property
+    def hops(self) -> Sequence[AllToAll]:
+        """Return none."""
+        return ()
+
+    def plan(self, counts_WC: Tensor) -> tuple[Tensor, list[Exchange]]:
+        """Return the counts."""
+        return counts_WC, [_Mirrored() for _ in range(counts_WC.shape[1])]
+
+
+class _Mirrored:
+    """Rows that stay."""
+
+    def send(self, rows: Tensor) -> Tensor:
+        """Return them."""
+        return rows
+
+    def send_back(self, rows: Tensor) -> Tensor:
+        """Return them."""
+        return rows
+
+    def move(self, rows: Tensor, back: bool) -> Tensor:
+        """Return them."""
+        return rows
+
+    def begin(self, rows: Tensor, back: bool) -> Arrival:
+        """Return them as having come."""
+        arrival = Arrival()
+        arrival.set_result(rows)
+        return arrival
