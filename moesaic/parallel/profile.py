@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from moesaic.comm.all_to_all import AllToAll, Exchange
 from moesaic.comm.cost import Cost, fit_cost
 from moesaic.comm.line import Arrival
-from moesaic.comm.profile import agree, even_message, fit_all_gather, fit_all_reduce, fit_exchange, measure, sizes_up_to
+from moesaic.comm.profile import agree, even_message, fit_all_gather, fit_all_reduce, fit_exchange, measure
 from moesaic.models.model import LanguageModel
 from moesaic.nn.moe.experts import Experts
 from moesaic.nn.moe.router import Routing

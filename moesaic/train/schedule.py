@@ -70,9 +70,11 @@ def _read(path: Path, num_ranks: int, num_mixtures: int) -> Schedule | None:
     """Return what was chosen before; None where that was for other ranks, or is not there or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        released = found["released_bytes"]
-        schedule = Schedule(tuple(found["degrees"]), None if released is None else tuple(released))
-        fits = found["ranks"] == num_ranks and len(schedule.degrees) == num_mixtures
-        return schedule if fits and set(schedule.degrees) <= set(DEGREES) else None
+        degrees, released = tuple(found["degrees"]), found["released_bytes"]
+        fits = found["ranks"] == num_ranks and len(degrees) == num_mixtures and set(degrees) <= set(DEGREES)
+        if released is not None:
+            released = tuple(map(int, released))
+            fits = fits and len(released) == num_mixtures
+        return Schedule(degrees, released) if fits else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
