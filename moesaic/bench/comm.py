@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from moesaic.bench.chunks import time_chunks
+from moesaic.bench.chunks import time_chunks, time_gradients
 from moesaic.bench.measure import describe_machine
 from moesaic.bench.messages import SMALL_BYTES, fit_messages, time_all_to_all, time_buckets
 from moesaic.comm.failure import name_rank
@@ -36,6 +36,7 @@ CASES: dict[str, Callable[[Mesh, int], Any]] = {
     "all_to_all": time_all_to_all,
     "buckets": lambda mesh, repeats: time_buckets(mesh.everyone, repeats),
     "chunks": time_chunks,
+    "gradients": time_gradients,
     "fits": lambda mesh, _: fit_messages(mesh),
 }
 

@@ -245,6 +245,8 @@ def _print_comm(result: dict[str, Any]) -> None:
             marks = [word for word in ("chosen", "best") if chunks[word] == int(degree)]
             told = f" ({', '.join(marks)})" if marks else ""
             table.add_row(f"layer of {chunks['T']} tokens in {degree} chunks{told}", f"{each:.1f}")
+    for name, each in cases.get("gradients", {"ms": {}})["ms"].items():
+        table.add_row(f"small model, {name}", f"{each:.1f}")
     fits = {machine["ranks"]: cases["fits"]} if "fits" in cases else {}
     for ranks, costs in cases.get("growth", fits).items():
         for name, cost in costs.items():
