@@ -40,10 +40,10 @@ class ParallelConfig(Section):
         "layer when it is computed: less memory, more traffic",
     )
     bucket_bytes: int = Field(
-        2**25,
+        2**24,
         ge=2**10,
-        description="gradients are summed over ranks in messages of about so many bytes; "
-        "`moesaic bench comm` measures which size is best",
+        description="gradients are summed over ranks in messages of about so many bytes: longer ones cost less, "
+        "shorter ones leave earlier; `moesaic bench comm` measures several",
     )
     timeout_s: int = Field(
         600, gt=0, description="seconds after which a rank that waits for another takes it for dead and ends"
