@@ -3,11 +3,12 @@
 #
 #     sudo benchmarks/two_nodes.sh RATE moesaic-arguments...
 #     sudo benchmarks/two_nodes.sh 200mbit train recipes/expert-parallel.toml --set train.steps=20
+#     sudo benchmarks/two_nodes.sh 200mbit bench comm --out comm.json
 #
 # RATE is as `tc` reads it. Both ends run torchrun as on two machines; python is the one on the PATH.
 set -euo pipefail
 if [ $# -lt 2 ]; then
-    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 rate=$1
