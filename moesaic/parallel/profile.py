@@ -19,8 +19,10 @@ from moesaic.comm.cost import Cost, fit_cost
 from moesaic.comm.line import Arrival
 from moesaic.comm.profile import agree, even_message, fit_all_gather, fit_all_reduce, fit_exchange, measure
 from moesaic.models.model import LanguageModel
+from moesaic.nn.moe.dispatch import Dispatcher
 from moesaic.nn.moe.experts import Experts
 from moesaic.nn.moe.router import Routing
+from moesaic.parallel.expert import AllToAllDispatcher
 from moesaic.parallel.part import local_part
 from moesaic.parallel.pipeline import PipelinedDispatcher
 from moesaic.parallel.schedule import DEGREES, Costs, Layer
@@ -29,6 +31,7 @@ from moesaic.parallel.schedule import DEGREES, Costs, Layer
 _MOST_PAIRS = 4096
 _MOST_BYTES = 2**22
 _REPEATS = 3
+_ROUNDS = 5
 _IN_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
 
@@ -82,6 +85,27 @@ def measure_profile(all_to_all: AllToAll, experts: Experts, dtype: torch.dtype, 
     reduce, gather = fit_all_reduce(group, _MOST_BYTES), fit_all_gather(group, _MOST_BYTES)
     overlap = layer.measure_overlap(all_to_all, message)
     return Profile(Costs(hops, forward, backward, reduce, overlap), gather)
+
+
+def is_faster(all_to_all: AllToAll, experts: Experts, dtype: torch.dtype, work: Layer, degree: int) -> bool:
+    """Tell whether a layer with all its messages takes less time in chunks than whole; all ranks must call.
+
+    Args:
+        all_to_all, experts, dtype, work: as for `measure_profile`.
+        degree: chunks.
+    """
+    layer = _Timed(experts, dtype, all_to_all.size, work)
+    ways: tuple[Dispatcher, ...] = AllToAllDispatcher(all_to_all), PipelinedDispatcher(all_to_all, degree)
+    times: list[list[float]] = [[], []]
+    for _ in range(_ROUNDS + 1):
+        for way, seconds in zip(ways, times, strict=True):
+            dist.barrier()
+            began = time.perf_counter()
+            mixed_TD = layer.mix(way)
+            mixed_TD.backward(mixed_TD.detach())
+            seconds.append(time.perf_counter() - began)
+    whole, chunks = (agree(statistics.median(seconds[1:])) for seconds in times)
+    return chunks < whole
 
 
 def list_work(model: LanguageModel, num_tokens: int, dtype: torch.dtype, num_ranks: int) -> list[Layer]:
@@ -164,7 +188,10 @@ class _Timed:
         return min(1.0, max(0.0, (message + compute - measure(both)) / min(message, compute)))
 
     def _mix(self, degree: int) -> Tensor:
-        dispatcher = PipelinedDispatcher(_Mirror(self._num_ranks), degree)
+        return self.mix(PipelinedDispatcher(_Mirror(self._num_ranks), degree))
+
+    def mix(self, dispatcher: Dispatcher) -> Tensor:
+        """Have the tokens mixed by a dispatcher; all ranks must call if it sends them away."""
         return dispatcher.mix(self._hidden_TD.detach().requires_grad_(), self._routing, self._experts)
 
 

@@ -144,17 +144,25 @@ def plan_gradients(costs: Costs, layers: Sequence[Layer], degrees: Sequence[int]
     return tuple(planned)
 
 
-def predict_backward(costs: Costs, layers: Sequence[Layer], schedule: Schedule) -> float:
-    """Return the seconds from the last mixture's backward until all gradients are summed."""
+def predict_backward(costs: Costs, layers: Sequence[Layer], schedule: Schedule, bucket_bytes: int = 1) -> float:
+    """Return the seconds from the last mixture's backward until all gradients are summed.
+
+    Args:
+        bucket_bytes: of gradients that leave together, or not at all; what fills none leaves after backward.
+    """
     last = f"hop {len(costs.hops) - 1}"
     tasks: list[Task] = []
     after: tuple[int, ...] = ()
-    left = 0
+    left = released = 0
     for index in reversed(range(len(layers))):
         layer, degree = layers[index], schedule.degrees[index]
         left += layer.gradient_bytes
         held = schedule.released_bytes
-        leaving = left if held is None else min(left, held[index])
+        full = left // bucket_bytes * bucket_bytes
+        released += full if held is None else held[index]
+        leaving = min(full, released // bucket_bytes * bucket_bytes)
+        # What no full bucket has waited for is lost, as in `SharedGradients.release`.
+        released = released - leaving if leaving < full else 0
         message = Task(last, costs.reduce.seconds(leaving), after)
         own = pipeline(costs, layer, degree, backward=True)
         # At once, before the messages of the mixture; or after those that its experts wait for.
@@ -176,17 +184,20 @@ def predict_backward(costs: Costs, layers: Sequence[Layer], schedule: Schedule) 
     return _disturbed(costs, tasks)
 
 
-def choose_schedule(costs: Costs, layers: Sequence[Layer]) -> Schedule:
+def choose_schedule(costs: Costs, layers: Sequence[Layer], bucket_bytes: int = 1) -> Schedule:
     """Return the degrees of all mixtures, and whether gradients wait for idle links.
 
     They do where that promises an earlier end, and no layer is computed whole: one that is tells of no idle link.
+
+    Args:
+        bucket_bytes: as for `predict_backward`.
     """
     degrees = tuple(choose_degree(costs, layer) for layer in layers)
     at_once = Schedule(degrees)
     if not layers or min(degrees) == 1:
         return at_once
     held = Schedule(degrees, plan_gradients(costs, layers, degrees))
-    return min(at_once, held, key=lambda each: predict_backward(costs, layers, each))
+    return min(at_once, held, key=lambda each: predict_backward(costs, layers, each, bucket_bytes))
 
 
 def _dense_s(costs: Costs, layer: Layer) -> float:

@@ -13,7 +13,7 @@ from moesaic.flush import replace_text
 from moesaic.parallel.apply import apply_schedule
 from moesaic.parallel.expert import AllToAllDispatcher
 from moesaic.parallel.gradient import SharedGradients
-from moesaic.parallel.profile import list_work, measure_profile
+from moesaic.parallel.profile import is_faster, list_work, measure_profile
 from moesaic.parallel.schedule import DEGREES, Schedule, choose_schedule, predict
 from moesaic.train.state import TrainState
 
@@ -63,7 +63,13 @@ def _measure(state: TrainState, config: RunConfig, dispatcher: AllToAllDispatche
         for way in ("forward", "backward")
     }
     told = {"work": [asdict(layer) for layer in work], "profile": asdict(profile), "predicted_s": seconds}
-    return choose_schedule(profile.costs, work), {**told, "told": profile.tell()}
+    schedule = choose_schedule(profile.costs, work, config.parallel.bucket_bytes)
+    degree, lines = schedule.degrees[0], profile.tell()
+    # A prediction is no better than what it is made of: chunks must also be faster once, with all that is around them.
+    if degree > 1 and not is_faster(dispatcher.all_to_all, experts, dtype, work[0], degree):
+        lines.append(f"{degree} chunks promised to be faster than a whole layer, and were not")
+        schedule = Schedule((1,) * len(work))
+    return schedule, {**told, "told": lines}
 
 
 def _read(path: Path, num_ranks: int, num_mixtures: int) -> Schedule | None:

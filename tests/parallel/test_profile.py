@@ -1,14 +1,19 @@
 """What layers cost: their work by arithmetic, and measurements that leave no trace."""
 
+import time
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from moesaic.comm.all_to_all import FlatAllToAll
+from moesaic.comm.all_to_all import FlatAllToAll, FlatExchange
 from moesaic.comm.hierarchical import HierarchicalAllToAll
 from moesaic.comm.mesh import build_mesh
 from moesaic.models.model import build_model
+from moesaic.parallel import expert, pipeline
 from moesaic.parallel.apply import apply_parallel
-from moesaic.parallel.profile import Profile, list_work, measure_profile
+from moesaic.parallel.profile import Profile, is_faster, list_work, measure_profile
 from moesaic.parallel.schedule import Layer
 from moesaic.testing.tiny import tiny_config
 from tests.comm.pool import Pools
@@ -68,3 +73,33 @@ def test_ranks_have_the_same_profile_and_nothing_has_changed_when_measured(num_h
     told = first.tell()
     assert len(told) == num_hops + 5
     assert told[0].startswith("messages inside a node: " if num_hops == 2 else "messages: ")
+
+
+def _faster(slow_s: float) -> tuple[bool, bool]:
+    """Compare two chunks with the whole; then with messages that take so long each, beside the experts."""
+    mesh = build_mesh(4, 1, 4, 2)
+    config = tiny_config(num_experts=8, num_experts_per_tok=2)
+    model = apply_parallel(build_model(config), mesh)
+    way = FlatAllToAll(mesh.expert.get_group("expert"))
+    experts = next(iter(model.moe_layers().values())).experts
+    work = list_work(model, 32, torch.float32, 4)[0]
+    many = is_faster(way, experts, torch.float32, work, 8)
+    mix, move = pipeline.mix_experts, FlatExchange.move
+
+    def slowly(self: FlatExchange, rows: Tensor, back: bool) -> Tensor:
+        time.sleep(slow_s * len(rows) / 64)
+        return move(self, rows, back)
+
+    def mix_slowly(rows: Tensor, *others: Any) -> Tensor:
+        time.sleep(slow_s * len(rows) / 64)
+        return mix(rows, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FlatExchange, "move", slowly)
+        patch.setattr(pipeline, "mix_experts", mix_slowly)
+        patch.setattr(expert, "mix_experts", mix_slowly)
+        return many, is_faster(way, experts, torch.float32, work, 2)
+
+
+def test_chunks_are_faster_when_messages_and_experts_take_long_and_only_then(pools: Pools) -> None:
+    assert pools(4).run(_faster, 0.1) == [(False, True)] * 4

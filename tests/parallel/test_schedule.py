@@ -132,6 +132,25 @@ def test_gradients_wait_for_idle_links_when_messages_would_wait_for_them() -> No
     assert predict_backward(costs, layers, schedule) < predict_backward(costs, layers, Schedule(schedule.degrees))
 
 
+def test_gradients_leave_in_whole_buckets_when_predicted() -> None:
+    costs = Costs((Cost(0.0, 0.0),), Cost(0.0, 0.0), Cost(0.0, 0.0), Cost(1.0, 0.0), overlap=0.0)
+    layers = [Layer(8, 8.0, 8.0, 0.0, 5)] * 4
+
+    def messages(released: tuple[int, ...] | None, bucket_bytes: int) -> float:
+        """Return the number of sums: nothing else takes time, and each takes a second."""
+        return predict_backward(costs, layers, Schedule((1,) * 4, released), bucket_bytes)
+
+    assert messages(None, 1) == 4.0
+    # Full after two, after three (4 are left), after four; 2 are left for the end.
+    assert messages(None, 6) == 4.0
+    # Full after four only.
+    assert messages(None, 20) == 1.0
+    assert messages(None, 21) == 1.0
+    # Three a time: a bucket of five leaves every second time.
+    assert messages((3, 3, 3, 3), 5) == 3.0
+    assert messages((0, 0, 0, 0), 5) == 1.0
+
+
 def test_backward_takes_all_its_parts_when_nothing_overlaps() -> None:
     costs = Costs((Cost(1.0, 1.0),), Cost(1.0, 1.0), Cost(1.0, 2.0), Cost(1.0, 1.0), overlap=0.0)
     layers = [Layer(8, 8.0, 8.0, 3.0, 5), Layer(8, 8.0, 8.0, 3.0, 7)]

@@ -27,7 +27,7 @@ from tests.parallel.twin import Changes, twin_config, twin_model
 SLOW = Costs((Cost(1e-2, 1e-4),), Cost(1e-4, 1e-3), Cost(1e-4, 2e-3), Cost(1e-4, 1e-6))
 
 
-def _degrees(changes: Changes, path: Path, goes_on: bool, costs: Costs | None) -> list[int]:
+def _degrees(changes: Changes, path: Path, goes_on: bool, costs: Costs | None, faster: bool = True) -> list[int]:
     """Schedule a new model, with made-up costs where given; return the chunks of its mixtures."""
     config = twin_config({"train.precision": "float32", **changes})
     mesh = build_mesh(2, 1, config.parallel.expert or 2)
@@ -38,6 +38,7 @@ def _degrees(changes: Changes, path: Path, goes_on: bool, costs: Costs | None) -
     with pytest.MonkeyPatch.context() as patch:
         if costs is not None:
             patch.setattr(schedule, "measure_profile", lambda *_: Profile(costs, Cost(1e-4, 1e-9)))
+            patch.setattr(schedule, "is_faster", lambda *_: faster)
         schedule_layers(state, config, path, goes_on, Console(quiet=True))
     dispatchers = [moe.dispatcher for moe in model.moe_layers().values()]
     return [each.degree if isinstance(each, PipelinedDispatcher) else 1 for each in dispatchers]
@@ -76,6 +77,11 @@ def test_chunks_are_measured_for_and_kept_when_a_run_goes_on(pools: Pools, tmp_p
     # A run from scratch does not look at it.
     assert pools(2).run(_degrees, {}, path, False, disturbed) == [[1] * len(first)] * 2
     assert json.loads(path.read_text())["degrees"] == [1] * len(first)
+
+
+def test_layers_are_whole_when_chunks_do_not_keep_their_promise(pools: Pools, tmp_path: Path) -> None:
+    found = pools(2).run(_degrees, {}, tmp_path / "schedule.json", False, SLOW, False)
+    assert found == [[1] * len(found[0])] * 2
 
 
 @pytest.mark.parametrize(
