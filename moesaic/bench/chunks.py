@@ -37,6 +37,8 @@ _WIDTH = 512
 _CHOSEN = 2
 _TOKENS = 512
 _BUCKET_BYTES = 2**20
+# On a slow link a step takes seconds: of so many turns one is taken.
+_RARELY = 3
 # Widths of experts: the first that is tried, the least, of which all are multiples, and the most.
 _PROBE, _STEP, _WIDEST = 512, 64, 8192
 _TRIES, _NEAR = 4, 0.05
@@ -105,7 +107,7 @@ def time_gradients(mesh: Mesh, repeats: int) -> dict[str, Any]:
         "chunks, gradients wait": Schedule(degrees, plan_gradients(costs, work, degrees)),
     }
     runs = {name: _model_step(config, mesh, all_to_all, schedule) for name, schedule in schedules.items()}
-    seconds = take_turns(runs, repeats)
+    seconds = take_turns(runs, -(-repeats // _RARELY))
     return {
         "degrees": degrees,
         "released_bytes": schedules["chunks, gradients wait"].released_bytes,
