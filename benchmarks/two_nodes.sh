@@ -3,11 +3,12 @@
 #
 #     sudo benchmarks/two_nodes.sh RATE moesaic-arguments...
 #     sudo benchmarks/two_nodes.sh 200mbit train recipes/expert-parallel.toml --set train.steps=20
+#     sudo benchmarks/two_nodes.sh 200mbit bench comm --out comm.json
 #
-# RATE is as `tc` reads it. Both ends run torchrun as on two machines; python is the one on the PATH.
+# RATE is as `tc` reads it; RANKS, if set, is how many ranks each node has. Both ends run torchrun as on two machines; python is the one on the PATH.
 set -euo pipefail
 if [ $# -lt 2 ]; then
-    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 rate=$1
@@ -38,7 +39,7 @@ done
 start() {
     # gloo is told the interface: the host's name stands for the same address in both namespaces.
     ip netns exec "moesaic-$1" env GLOO_SOCKET_IFNAME="moe$1" OMP_NUM_THREADS=1 \
-        python -m torch.distributed.run --nnodes 2 --nproc-per-node 2 --node-rank "$1" \
+        python -m torch.distributed.run --nnodes 2 --nproc-per-node "${RANKS:-2}" --node-rank "$1" \
         --master-addr 10.77.0.1 --master-port 29500 -m moesaic "${@:2}"
 }
 start 1 "$@" >/dev/null 2>&1 &

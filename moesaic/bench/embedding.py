@@ -23,6 +23,7 @@ from moesaic.parallel.apply import apply_parallel, share_gradients
 from moesaic.parallel.part import local_part, own_part
 
 VOCABULARY, WIDTH, TOKENS = 50_304, 2048, 512
+SHORT = VOCABULARY // 16
 _BUCKET_BYTES = 2**25
 _ADAM_BYTES = 16  # a parameter, its gradient and two moments in float32
 

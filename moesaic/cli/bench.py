@@ -140,6 +140,32 @@ def bench_scale(
     _give(result, out)
 
 
+@bench_app.command("comm")
+def bench_comm(
+    ranks: int = typer.Option(2, min=1, help="Processes to start; under torchrun, those that it has started."),
+    repeats: int = typer.Option(10, min=3, help="Measurements of each candidate."),
+    out: Path | None = _OUT,
+    case: list[str] = typer.Option([], help="Only this one; may be given again. Default: all."),
+) -> None:
+    """Time messages between processes, in one hop and two, fused and not, and a mixture in chunks."""
+    _check_out(out)
+    from moesaic.bench.comm import CASES, Asked, bench_rank, is_rank
+    from moesaic.bench.comm import bench_comm as run
+
+    unknown = [name for name in case if name not in CASES]
+    if unknown:
+        raise ConfigError(f"unknown case '{unknown[0]}'", f"accepted: {', '.join(CASES)}")
+    asked = Asked(ranks, repeats, tuple(case or CASES))
+    with error_console().status("") as status:
+        result = bench_rank(asked, status.update) if is_rank() else run(asked, status.update)
+    if result is None:  # the first rank tells
+        return
+    words = "".join(f" --case {name}" for name in case)
+    result["command"] = f"moesaic bench comm --ranks {result['machine']['ranks']} --repeats {repeats}{words}"
+    _print_comm(result)
+    _give(result, out)
+
+
 def _check_out(out: Path | None) -> None:
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out '{out}' lies in no folder", "make the folder first")
@@ -243,6 +269,38 @@ def _print_scale(result: dict[str, Any]) -> None:
             cells = [row.get(key) for key in keys]
             table.add_row(f"{row['gpus']:,}", *("" if cell is None else f"{cell:,}" for cell in cells), row["is"])
         error_console().print(table)
+
+
+def _print_comm(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    machine, cases = result["machine"], result["cases"]
+    table = Table("what", "ms", title=f"{machine['ranks']} ranks, {machine['nodes']} machines")
+    for row in cases.get("all_to_all", []):
+        for name, each in row["ms"].items():
+            table.add_row(f"{name} all-to-all, {row['bytes_a_pair']} bytes a pair", f"{each:.3f}")
+    for row in cases.get("buckets", []):
+        name = row["bucket_bytes"] if row["bucket_bytes"] == "unfused" else f"buckets of {row['bucket_bytes']} bytes"
+        table.add_row(f"sum of {row['bytes']} bytes, {name}: {row['collectives']} messages", f"{row['ms']:.1f}")
+    if "chunks" in cases:
+        chunks = cases["chunks"]
+        for degree, each in chunks["ms"].items():
+            marks = [word for word in ("chosen", "best") if chunks[word] == int(degree)]
+            told = f" ({', '.join(marks)})" if marks else ""
+            table.add_row(f"layer of {chunks['T']} tokens in {degree} chunks{told}", f"{each:.1f}")
+    for name, each in cases.get("gradients", {"ms": {}})["ms"].items():
+        table.add_row(f"small model, {name}", f"{each:.1f}")
+    for name, each in cases.get("embedding", {"rows": {}})["rows"].items():
+        kept, most = (f"{each[key] / 2**20:,.0f} MiB" for key in ("state_bytes", "peak_bytes"))
+        table.add_row(f"embedding and head {name}: {kept} of state, at most {most} in a step", f"{each['ms']:,.1f}")
+    fits = {machine["ranks"]: cases["fits"]} if "fits" in cases else {}
+    for ranks, costs in cases.get("growth", fits).items():
+        for name, cost in costs.items():
+            line = f"{cost['alpha_s'] * 1e3:.3f} + {cost['beta_s'] * 2**20 * 1e3:.3f} a MiB"
+            table.add_row(f"{name}, {ranks} ranks", line)
+    _print_with_targets(table, {"comm": result["targets"]})
+    for line in cases.get("chunks", {}).get("profile", []):
+        error_console().print(line)
 
 
 def _print_with_targets(table: "Table", all_targets: dict[str, list[dict[str, Any]]]) -> None:

@@ -20,9 +20,12 @@ def train(
     resume: str = typer.Option(
         "auto", help="auto: go on from the last checkpoint if there is one; never; or a checkpoint's path."
     ),
+    schedule: str | None = typer.Option(
+        None, metavar="auto|off|1|2|4|8", help="Chunks that a layer's tokens travel in; sets parallel.schedule."
+    ),
 ) -> None:
     """Train a model: `moesaic train recipes/tiny.toml --set train.steps=100`."""
-    config = load_run(recipe, overrides)
+    config = load_run(recipe, overrides if schedule is None else [*overrides, f"parallel.schedule={schedule}"])
     from moesaic.train.run import train as run
 
     console = error_console()

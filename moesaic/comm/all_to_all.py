@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moesaic.comm.collective import all_to_all
+from moesaic.comm.line import Arrival, Line
 
 
 class Exchange(Protocol):
@@ -22,6 +23,14 @@ class Exchange(Protocol):
         """Send rows, as they came by `send`, back to where they came from; differentiable."""
         ...
 
+    def begin(self, rows: Tensor, back: bool) -> Arrival:
+        """Begin to do either, without a gradient; nothing else may be sent in the group until it has come."""
+        ...
+
+    def move(self, rows: Tensor, back: bool) -> Tensor:
+        """Do either, without a gradient, and wait."""
+        ...
+
 
 class AllToAll(Protocol):
     """A way to exchange rows.
@@ -31,6 +40,11 @@ class AllToAll(Protocol):
     """
 
     size: int
+
+    @property
+    def hops(self) -> "Sequence[AllToAll]":
+        """Return the exchanges that a message consists of, the first first."""
+        ...
 
     def plan(self, counts_WC: Tensor) -> tuple[Tensor, list[Exchange]]:
         """Tell each rank how many rows it will get.
@@ -47,15 +61,22 @@ class AllToAll(Protocol):
 class FlatAllToAll:
     """Every rank sends to every other one."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, line: Line | None = None) -> None:
+        """Take a group, and the line that sends its messages where others share it."""
         self._group = group
+        self._line = line or Line()
         self.size = group.size()
+
+    @property
+    def hops(self) -> Sequence[AllToAll]:
+        """Return this one."""
+        return (self,)
 
     def plan(self, counts_WC: Tensor) -> tuple[Tensor, list[Exchange]]:
         """Exchange the counts as well."""
         received_WC = exchange_evenly(counts_WC, self._group)
         splits = zip(counts_WC.t().tolist(), received_WC.t().tolist(), strict=True)
-        return received_WC, [FlatExchange(self._group, sent, received) for sent, received in splits]
+        return received_WC, [FlatExchange(self._group, self._line, sent, received) for sent, received in splits]
 
 
 @dataclass(frozen=True)
@@ -67,19 +88,24 @@ class FlatExchange:
     """
 
     group: dist.ProcessGroup
+    line: Line
     sent: Sequence[int]
     received: Sequence[int]
 
     def send(self, rows: Tensor) -> Tensor:
         """Send rows."""
-        return _Exchange.apply(rows, self, False)
+        return move_rows(rows, self, False)
 
     def send_back(self, rows: Tensor) -> Tensor:
         """Send rows back."""
-        return _Exchange.apply(rows, self, True)
+        return move_rows(rows, self, True)
+
+    def begin(self, rows: Tensor, back: bool) -> Arrival:
+        """Begin to do either."""
+        return self.line.begin(lambda: self.move(rows, back))
 
     def move(self, rows: Tensor, back: bool) -> Tensor:
-        """Do either, without a gradient."""
+        """Do either, without a gradient, and wait."""
         sent, received = (self.received, self.sent) if back else (self.sent, self.received)
         out = rows.new_empty(sum(received), *rows.shape[1:])
         all_to_all(out, rows.contiguous(), received, sent, self.group)
@@ -88,13 +114,18 @@ class FlatExchange:
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: FlatExchange, back: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, exchange: Exchange, back: bool) -> Tensor:
         ctx.exchange, ctx.back = exchange, back
         return exchange.move(rows, back)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.exchange.move(grad, not ctx.back), None, None
+
+
+def move_rows(rows: Tensor, exchange: Exchange, back: bool) -> Tensor:
+    """Move rows by the `move` of an exchange, and their gradients the other way."""
+    return _Exchange.apply(rows, exchange, back)
 
 
 def exchange_evenly(rows_W: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -56,8 +56,8 @@ def _name(annotation: Any) -> str:
     arguments = get_args(annotation)
     if not arguments:
         return "unset" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
-    if all(isinstance(argument, str) for argument in arguments):
-        return " | ".join(f'"{argument}"' for argument in arguments)
+    if all(isinstance(argument, str | int) for argument in arguments):
+        return " | ".join(json.dumps(argument) for argument in arguments)
     names = [_name(argument) for argument in arguments if argument is not type(None)]
     origin = getattr(annotation, "__origin__", None)
     return f"{origin.__name__} of {', '.join(names)}" if origin in (list, tuple) else " | ".join(names)

@@ -21,6 +21,12 @@ class ParallelConfig(Section):
         description="how tokens travel to experts on other nodes: each rank to each, or inside a node first and then "
         "from node to node; auto: whichever is faster when the run begins. Equal results",
     )
+    schedule: Literal["auto", "off", 1, 2, 4, 8] = Field(
+        "auto",
+        description="chunks of a layer's tokens, so that one travels while experts compute another; auto: as many as "
+        "promise the shortest step by what the machine does when the run begins; off: whole, and gradients are summed "
+        "as soon as they are there, as on GPUs. Equal results",
+    )
     data_replicate: int | None = Field(
         None,
         gt=0,
@@ -47,10 +53,10 @@ class ParallelConfig(Section):
         "to sum. For models whose head is not their table",
     )
     bucket_bytes: int = Field(
-        2**25,
+        2**24,
         ge=2**10,
-        description="gradients are summed over ranks in messages of about so many bytes; "
-        "`moesaic bench comm` measures which size is best",
+        description="gradients are summed over ranks in messages of about so many bytes: longer ones cost less, "
+        "shorter ones leave earlier; `moesaic bench comm` measures several",
     )
     timeout_s: int = Field(
         600, gt=0, description="seconds after which a rank that waits for another takes it for dead and ends"

@@ -1,5 +1,7 @@
 """The one order in which a model is given to ranks: experts, widths, embedding, the rest, then sums of gradients."""
 
+from functools import partial
+
 from torch.distributed.tensor import DTensor
 
 from moesaic.comm.all_to_all import AllToAll, FlatAllToAll
@@ -8,8 +10,10 @@ from moesaic.models.model import LanguageModel
 from moesaic.parallel.batch import SharedBatch
 from moesaic.parallel.data import apply_data_shard
 from moesaic.parallel.embedding import apply_embedding_parallel
-from moesaic.parallel.expert import apply_expert_parallel
+from moesaic.parallel.expert import AllToAllDispatcher, apply_expert_parallel
 from moesaic.parallel.gradient import SharedGradients, build_buckets
+from moesaic.parallel.pipeline import PipelinedDispatcher
+from moesaic.parallel.schedule import Schedule
 from moesaic.parallel.tensor import apply_tensor_parallel
 
 
@@ -35,6 +39,25 @@ def apply_parallel(
         apply_embedding_parallel(model, mesh.data)
     if mesh.dense.size(1) > 1:
         apply_data_shard(model, mesh)
+    return model
+
+
+def apply_schedule(model: LanguageModel, schedule: Schedule, gradients: SharedGradients) -> LanguageModel:
+    """Have tokens travel in chunks, and full buckets wait where the schedule says so; results are the same.
+
+    Args:
+        model: as `apply_parallel` has spread it.
+        schedule: of its mixtures; on all ranks the same one.
+        gradients: of the model.
+    """
+    mixtures = list(model.moe_layers().values())
+    released_bytes = schedule.released_bytes or [0] * len(mixtures)
+    for moe, degree, num_bytes in zip(mixtures, schedule.degrees, released_bytes, strict=True):
+        if degree > 1 and isinstance(moe.dispatcher, AllToAllDispatcher):
+            release = None if schedule.released_bytes is None else partial(gradients.release, num_bytes)
+            moe.dispatcher = PipelinedDispatcher(moe.dispatcher.all_to_all, degree, release)
+    if schedule.released_bytes is not None:
+        gradients.hold()
     return model
 
 

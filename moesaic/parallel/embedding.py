@@ -21,6 +21,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from moesaic.comm.all_to_all import FlatExchange
 from moesaic.comm.collective import all_reduce
 from moesaic.comm.gather import count_rows, gather_rows, sum_rows
+from moesaic.comm.line import Line
 from moesaic.models.model import LanguageModel
 from moesaic.ops.linear_cross_entropy import Slopes, differentiate, refuse_second_derivative, score_labels
 from moesaic.ops.loss import IGNORED_LABEL
@@ -50,7 +51,7 @@ class SharedEmbedding(nn.Module):
         ids = gather_rows(ids_BS.flatten(), nums, self._group)
         weight = local_view(self.weight)
         columns = nn.functional.embedding(ids, weight).to(self._dtype_fn() or weight.dtype)
-        exchange = FlatExchange(self._group, nums, [ids_BS.numel()] * len(nums))
+        exchange = FlatExchange(self._group, Line(), nums, [ids_BS.numel()] * len(nums))
         parts = exchange.send(columns).view(len(nums), *ids_BS.shape, weight.shape[1])
         return parts.movedim(0, 2).flatten(2)
 

@@ -2,7 +2,8 @@
 
 The gradients of a bucket are views of one buffer, each at a multiple of 256 bytes from its beginning. Backward adds to
 them in place, and the buffer is summed as one message: nothing is copied. Buckets leave in the order in which backward
-fills them, from the last layer on, so all ranks send the same ones in the same order.
+fills them, from the last layer on, so all ranks send the same ones in the same order. A schedule may hold full ones
+back until a link is idle.
 """
 
 import math
@@ -128,6 +129,8 @@ class SharedGradients:
         self._is_last = False
         self._missing: list[int] = []
         self._num_sent = 0
+        self._is_held = False
+        self._released_bytes = 0
         for index, bucket in enumerate(buckets):
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._arrived(index))
@@ -144,6 +147,22 @@ class SharedGradients:
         self._is_last = True
         self._num_sent = 0
         self._missing = [len(bucket.parameters) for bucket in self._buckets]
+        self._released_bytes = 0
+
+    def hold(self) -> None:
+        """From now on, send full buckets only when they are released, and those that are left after backward."""
+        self._is_held = True
+
+    def release(self, num_bytes: int) -> None:
+        """Let so many bytes of full buckets leave; all ranks must call at the same place of backward.
+
+        A bucket leaves whole, so what is short of one is kept for the next time, as long as one waits.
+        """
+        if self._is_last:
+            self._released_bytes += num_bytes
+            self._send_full()
+            if not self._is_next_full():
+                self._released_bytes = 0
 
     def complete(self) -> None:
         """Wait until every gradient is the sum over ranks."""
@@ -176,9 +195,20 @@ class SharedGradients:
         if not self._is_last:
             return
         self._missing[index] -= 1
-        while self._num_sent < len(self._buckets) and self._missing[self._num_sent] == 0:
-            self._buckets[self._num_sent].send()
+        self._send_full()
+
+    def _send_full(self) -> None:
+        while self._is_next_full():
+            bucket = self._buckets[self._num_sent]
+            if self._is_held:
+                if bucket.num_bytes > self._released_bytes:
+                    return
+                self._released_bytes -= bucket.num_bytes
+            bucket.send()
             self._num_sent += 1
+
+    def _is_next_full(self) -> bool:
+        return self._num_sent < len(self._buckets) and self._missing[self._num_sent] == 0
 
 
 def _aligned_elements(tensor: Tensor) -> int:

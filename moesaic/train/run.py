@@ -24,6 +24,7 @@ from moesaic.train.hooks import load_summary_writer
 from moesaic.train.loop import run_steps
 from moesaic.train.resume import check_resumable, choose_checkpoint
 from moesaic.train.run_folder import RunFolder
+from moesaic.train.schedule import schedule_layers
 from moesaic.train.start import check_memory, new_state, open_tokenizer, prepare_data, resolve
 from moesaic.units import format_count
 
@@ -118,6 +119,7 @@ def _train_in(folder: RunFolder, begun: _Begun, console: Console, world: World) 
         state.restore(snapshot)
     if world.is_first:
         _write_start(folder, config, begun.store, state.step)
+    schedule_layers(state, config, folder.schedule, snapshot is not None, console)
     total, active = state.model.num_parameters()
     console.print(
         f"{format_count(total)} parameters, {format_count(active)} active for a token; "

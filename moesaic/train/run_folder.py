@@ -17,6 +17,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.toml"
+        self.schedule = path / "schedule.json"
         self.metrics = path / "metrics.jsonl"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moesaic.bench import generation, infer, ops, ranks, train
+from moesaic.bench import comm, generation, infer, ops, ranks, train
 from tests.cli.command import Run, check_two_lines
 
 DIMS = {"T": 1024, "D": 256, "F": 128, "E": 8, "K": 2}
@@ -140,3 +140,50 @@ def test_ranks_are_measured_and_told_in_two_tables_when_given(
     assert json.loads(answer.out)["command"] == "moesaic bench train --ranks 2 --repeats 5"
     for part in ("2048 512 1024 16 2, bfloat16", "12.5", "163,840", "78", "at least 1.33", "yes"):
         assert part in answer.err, part
+
+
+_COMM = {
+    "machine": {"ranks": 4, "nodes": 2},
+    "cases": {
+        "all_to_all": [{"bytes_a_pair": 64, "ms": {"flat": 0.712, "hierarchical": 0.513}}],
+        "buckets": [{"bucket_bytes": "unfused", "collectives": 31, "bytes": 500, "ms": 57.25}],
+        "chunks": {"T": 2048, "ms": {"1": 9.5, "2": 7.25}, "chosen": 2, "best": 2, "profile": ["messages: 3 ms"]},
+        "gradients": {"ms": {"whole": 77.5}},
+        "fits": {"all_reduce": {"alpha_s": 0.0125, "beta_s": 1e-9, "error": 0.1}},
+    },
+    "targets": [{"figure": "whole / chosen chunks", "at": "least", "limit": 1.2, "found": 1.31, "met": True}],
+}
+
+
+def test_messages_are_measured_and_told_in_two_tables_when_asked_for(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[comm.Asked] = []
+    monkeypatch.setattr(comm, "bench_comm", lambda each, report: (asked.append(each), report("x"), dict(_COMM))[-1])
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    answer = cli("bench", "comm", "--ranks", 4, "--repeats", 5, "--case", "chunks")
+    assert (answer.code, asked) == (0, [comm.Asked(4, 5, ("chunks",))])
+    assert json.loads(answer.out)["command"] == "moesaic bench comm --ranks 4 --repeats 5 --case chunks"
+    told = (
+        "4 ranks, 2 machines",
+        "0.513",
+        "31 messages",
+        "chosen, best",
+        "7.2",
+        "77.5",
+        "12.500 + 1.049",
+        "at least 1.2",
+    )
+    for part in (*told, "messages: 3 ms"):
+        assert part in answer.err, part
+
+
+def test_first_rank_alone_tells_when_torchrun_has_started_them(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for result in (dict(_COMM), None):
+        monkeypatch.setattr(comm, "bench_rank", lambda asked, report, result=result: result)
+        answer = cli("bench", "comm")
+        assert answer.code == 0
+        assert bool(answer.out) == (result is not None)
+
+
+def test_messages_are_refused_when_a_case_is_unknown(cli: Run) -> None:
+    check_two_lines(cli("bench", "comm", "--case", "speed"), "unknown case 'speed'")

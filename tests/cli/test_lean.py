@@ -25,6 +25,8 @@ except SystemExit as end:
         (["doctor", "--help"], 0),
         (["plan", "--help"], 0),
         (["bench", "train", "--help"], 0),
+        (["bench", "comm", "--help"], 0),
+        (["train", "recipe.toml", "--schedule", "3"], 2),
         (["train", "nowhere.toml"], 2),
         (["plan", "nowhere.toml"], 2),
         (["plan", "m", "--memory", "much"], 2),

@@ -18,7 +18,7 @@ from tests.cli.command import Run, check_two_lines, run_apart
 # What users and scripts rely on: a change here is a change of the interface.
 COMMANDS = {
     "demo": {"--out", "--steps"},
-    "train": {"recipe", "--set", "--resume"},
+    "train": {"recipe", "--set", "--resume", "--schedule"},
     "generate": {
         "model",
         "prompt",
@@ -51,6 +51,7 @@ COMMANDS = {
     "inspect": {"model", "--json"},
     "convert": {"source", "target", "--to", "--bits", "--core-bits", "--dtype"},
     "doctor": {"--json"},
+    "bench comm": {"--ranks", "--repeats", "--out", "--case"},
     "bench train": {"--repeats", "--out", "--ranks", "--peers"},
     "bench ops": {"--repeats", "--out", "--case", "--peers"},
     "bench infer": {"--repeats", "--out", "--case", "--trace", "--steps", "--cache", "--peers"},

@@ -3,6 +3,7 @@
 They start once for many tests: a process takes seconds to load torch.
 """
 
+import functools
 import multiprocessing
 import tempfile
 import traceback
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from moesaic.comm import mesh
 
 _TIMEOUT_S = 60
 Pools = Callable[[int], "Pool"]
@@ -62,6 +65,9 @@ def _serve(pipe: Connection, meeting: Path, rank: int, size: int) -> None:
     torch.set_num_threads(1)
     timeout = timedelta(seconds=_TIMEOUT_S)
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=size, timeout=timeout)
+    # Each group has threads, which wake a hundred times a second: those of one shape are met once.
+    made = functools.cache(mesh.init_device_mesh)
+    mesh.init_device_mesh = lambda device, sizes, mesh_dim_names: made(device, sizes, mesh_dim_names=mesh_dim_names)
     while True:
         try:
             function, arguments = pipe.recv()

@@ -76,3 +76,35 @@ def test_buckets_leave_in_order_once_backward_has_filled_them_when_it_is_the_las
         # Two micro-batches on ranks of weight 1 and 2.
         assert values == [18.0, 0.0, 6.0]
         assert norm == pytest.approx((100 * (18**2 + 6**2)) ** 0.5)
+
+
+def _sent_when_held() -> tuple[list[str], list[float]]:
+    """Tell when full buckets of 512 bytes left that were held back, in two steps."""
+    model = _Chain()
+    buckets = build_buckets([model.first, model.unused, model.last], _group(), 1)
+    gradients = SharedGradients(model, buckets, _group())
+    gradients.hold()
+    told: list[str] = []
+    for name, bucket in zip(("last", "unused", "first"), buckets, strict=True):
+        send = bucket.send
+        bucket.send = lambda name=name, send=send: (told.append(name), send())  # type: ignore[method-assign]
+    for _ in range(2):
+        gradients.clear()
+        model.last.sum().backward()
+        gradients.release(10_000)  # not the last backward: nothing is complete
+        gradients.expect_last()
+        gradients.release(10_000)  # nothing is full: idle time is not saved up
+        (model.last * 3 + model.unused).sum().backward()
+        told.append("backward")
+        gradients.release(511)
+        told.append("short")
+        gradients.release(1)  # together they are one bucket
+        told.append("enough")
+        gradients.complete()
+    assert model.last.grad is not None
+    return told, [float(model.last.grad[0]), float(model.first.grad[0])]  # type: ignore[index]
+
+
+def test_full_buckets_leave_when_released_and_each_once_when_held(pools: Pools) -> None:
+    step = ["backward", "short", "last", "enough", "unused", "first"]
+    assert pools(2).run(_sent_when_held) == [(step * 2, [8.0, 0.0])] * 2

@@ -90,3 +90,46 @@ def test_four_ranks_equal_one_process_when_spread_in_two_dimensions(expert: int,
 @pytest.mark.parametrize("kind", ["flat", "hierarchical", "auto"])
 def test_four_ranks_equal_one_process_when_tokens_travel(kind: str, pools: Pools) -> None:
     assert pools(4).run(differences, {"parallel.expert": 4, "parallel.all_to_all": kind}) == [{}] * 4
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("schedule", [2, 4])
+def test_two_ranks_equal_one_process_when_tokens_travel_in_chunks(router: str, schedule: int, pools: Pools) -> None:
+    changes = {"parallel.expert": 2, "parallel.schedule": schedule, "parallel.bucket_bytes": 1024}
+    assert pools(2).run(differences, ROUTERS[router] | changes) == [{}, {}]
+
+
+@pytest.mark.parametrize("layout", ["experts", "experts_and_shares"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.micro_batch_size": 4},
+        {"train.micro_batch_size": 1},  # a rank has no tokens
+        {"train.batch_size": 3},
+        {"train.recompute": True},
+        {"model.mlp_only_layers": [0]},
+        {"model.pregated": True},
+        {"model.pregated": True, "train.recompute": True},
+        {"model.num_experts": 64, "train.batch_size": 1, "data.sequence_length": 5},  # experts without tokens
+    ],
+    ids=lambda changes: "-".join(f"{key.partition('.')[2]}_{value}" for key, value in changes.items()),
+)
+def test_chunks_equal_one_process_when_a_recipe_differs(layout: str, changes: Changes, pools: Pools) -> None:
+    chunks = {"parallel.schedule": 4, "parallel.bucket_bytes": 1024}
+    assert pools(2).run(differences, LAYOUTS[layout] | changes | chunks) == [{}, {}]
+
+
+@pytest.mark.parametrize("expert", [2, 4])
+@pytest.mark.parametrize("schedule", [2, 4, 8])
+def test_four_ranks_equal_one_process_when_tokens_travel_in_chunks(expert: int, schedule: int, pools: Pools) -> None:
+    changes = {"parallel.expert": expert, "parallel.schedule": schedule, "train.micro_batch_size": 4}
+    assert pools(4).run(differences, changes) == [{}] * 4
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("schedule", [2, 4])
+def test_four_ranks_equal_one_process_when_chunks_travel_in_two_hops(
+    schedule: int, recompute: bool, pools: Pools
+) -> None:
+    changes = {"parallel.all_to_all": "hierarchical", "parallel.schedule": schedule, "train.recompute": recompute}
+    assert pools(4).run(differences, {"parallel.expert": 4} | changes) == [{}] * 4

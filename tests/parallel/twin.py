@@ -16,9 +16,10 @@ from moesaic.models.model import LanguageModel, build_model
 from moesaic.nn.init import init_weights
 from moesaic.ops.loss import IGNORED_LABEL
 from moesaic.optim.table import build_optimizer
-from moesaic.parallel.apply import apply_parallel, share_gradients
+from moesaic.parallel.apply import apply_parallel, apply_schedule, share_gradients
 from moesaic.parallel.part import whole
 from moesaic.parallel.plan import plan_degrees
+from moesaic.parallel.schedule import Schedule
 from moesaic.testing.tiny import tiny_config
 from moesaic.train.evaluate import evaluate
 from moesaic.train.step import StepResult, train_step
@@ -75,6 +76,10 @@ def step_together(config: RunConfig) -> dict[str, Tensor]:
     all_to_all = choose_all_to_all(mesh, config.parallel.all_to_all, 100, 100)
     model = apply_parallel(twin_model(config), mesh, all_to_all, degrees.splits_embedding)
     gradients = share_gradients(model, mesh, config.parallel.bucket_bytes)
+    if isinstance(degree := config.parallel.schedule, int):
+        mixtures = len(model.moe_layers())
+        # Four chunks stand for a schedule that holds gradients back.
+        apply_schedule(model, Schedule((degree,) * mixtures, (3000,) * mixtures if degree == 4 else None), gradients)
     return _steps(model, config, world, gradients)
 
 
