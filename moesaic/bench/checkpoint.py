@@ -1,4 +1,4 @@
-"""`moesaic bench checkpoint`: saving and loading 1 GB of training state over processes, against torch.save and torch.load.
+"""`moesaic bench checkpoint`: 1 GB of training state saved and loaded by ranks, against torch.save and torch.load.
 
 The ranks, one thread each, take turns with torch's functions in one process, which has the whole state in its memory:
 what it costs to bring it there is not counted.

@@ -13,10 +13,10 @@ each round:
 
     torch_save                  rank 0 writes the whole state, which it has in memory
     save                        all ranks write, training waits
-    stall_at_rest, stall        asynchronous, nothing else to do; and beside steps: what training waits, most of all ranks
+    stall_at_rest, stall        what training waits while others write, with nothing else to do, and with steps
     step, step_beside           a step, and one while a checkpoint is written
-    cold_*, warm_*              from the disk, and from the page cache: torch_load by rank 0, load at the other layout by
-                                all ranks, load_alone by one process that has everything
+    cold_*, warm_*              from the disk, and from the page cache: torch_load by rank 0, load at the other layout
+                                by all ranks, load_alone by one process that has everything
 """
 
 import json

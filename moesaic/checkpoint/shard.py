@@ -21,7 +21,6 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.tensor import DTensor
 
 from moesaic.checkpoint.agreement import Agreement
-from moesaic.checkpoint.atomic import write_error
 from moesaic.checkpoint.stopwatch import Stopwatch
 from moesaic.checkpoint.tensor_file import bytes_of, header_of
 from moesaic.checkpoint.tensors import OFFSETS, SHAPE, SHARDING
@@ -105,17 +104,14 @@ def write_shares(
         What each file is known by, by its name from `path` on.
 
     Raises:
-        CheckpointError: a file cannot be written.
+        OSError: a file cannot be written.
     """
     digests = {}
     for folder in dict.fromkeys(share.folder for share in shares):
         own = [(share, each) for share, each in zip(shares, values, strict=True) if share.folder == folder]
         name = f"{folder}/rank-{rank:05d}.safetensors"
-        try:
-            (path / folder).mkdir(exist_ok=True)
-            digests[name] = _write_file(path / name, own, watch)
-        except OSError as failure:
-            raise write_error(path / name, failure) from failure
+        (path / folder).mkdir(exist_ok=True)
+        digests[name] = _write_file(path / name, own, watch)
     return digests
 
 

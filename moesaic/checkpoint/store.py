@@ -20,10 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from moesaic.checkpoint.agreement import Agreement
-from moesaic.checkpoint.atomic import atomic_folder, remove_folder, remove_leftovers, temporary_folder
+from moesaic.checkpoint.atomic import atomic_folder, remove_folder, remove_leftovers, temporary_folder, write_error
 from moesaic.checkpoint.folder import STATE, read_json
 from moesaic.checkpoint.manifest import describe_files
-from moesaic.checkpoint.shard import Share, Tensors, own_values, plan_shares, write_shares
+from moesaic.checkpoint.shard import Digest, Share, Tensors, own_values, plan_shares, write_shares
 from moesaic.checkpoint.stopwatch import Stopwatch
 from moesaic.errors import CheckpointError
 
@@ -113,6 +113,12 @@ class CheckpointStore:
                 if agreement.is_first:
                     stack.enter_context(atomic_folder(path))
 
+            def write_own() -> dict[str, Digest]:
+                try:
+                    return write_shares(target, shares, values, agreement.rank, watch)
+                except OSError as failure:
+                    raise write_error(path, failure) from failure
+
             def publish() -> dict[str, float]:
                 with watch.measure("publish"):
                     if agreement.is_first:
@@ -125,7 +131,7 @@ class CheckpointStore:
 
             target = temporary_folder(path)
             agreement.do(make)
-            each = agreement.do(lambda: write_shares(target, shares, values, agreement.rank, watch))
+            each = agreement.do(write_own)
             digests = {name: digest for digests in each for name, digest in digests.items()}
             described = describe_files(digests)
             times = agreement.do(publish)
