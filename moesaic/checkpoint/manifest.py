@@ -1,10 +1,11 @@
 """What a checkpoint says of itself in state.json: its format, and the files that it was written with."""
 
-import zlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moesaic.checkpoint.checksum import Checksum
 from moesaic.checkpoint.folder import STATE, read_json
 from moesaic.checkpoint.shard import Digest
 from moesaic.errors import CheckpointError
@@ -18,7 +19,8 @@ _WAY_OUT = "resume from an earlier one with --resume PATH"
 def describe_files(digests: Mapping[str, Digest]) -> dict[str, Any]:
     """Return what state.json says of files, by name."""
     files = {
-        name: {"bytes": digest.num_bytes, "crc32": f"{digest.checksum:08x}"} for name, digest in sorted(digests.items())
+        name: {"bytes": digest.num_bytes, "checksum": f"{digest.checksum:08x}"}
+        for name, digest in sorted(digests.items())
     }
     return {"format": FORMAT, "files": files}
 
@@ -50,7 +52,7 @@ def list_files(path: Path, folder: str | None = None) -> dict[str, Digest]:
     prefix = "" if folder is None else f"{folder}/"
     try:
         listed = {
-            name: Digest(int(facts["bytes"]), int(facts["crc32"], 16))
+            name: Digest(int(facts["bytes"]), int(facts["checksum"], 16))
             for name, facts in read_state(path)["files"].items()
             if name.startswith(prefix)
         }
@@ -88,15 +90,16 @@ def check_content(path: Path, files: Mapping[str, Digest], names: Sequence[str])
     """
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     for name in names:
-        checksum = 0
+        checksum = Checksum()
         try:
             with (path / name).open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # reads far ahead
                 while count := file.readinto(buffer):
-                    checksum = zlib.crc32(buffer[:count], checksum)
+                    checksum.add(buffer[:count])
         except OSError as failure:
             raise _damage(path, f"'{name}' cannot be read: {failure}") from None
-        if checksum != files[name].checksum:
-            raise _damage(path, f"'{name}' has checksum {checksum:08x}, {files[name].checksum:08x} was written")
+        if checksum.value != files[name].checksum:
+            raise _damage(path, f"'{name}' has checksum {checksum.value:08x}, {files[name].checksum:08x} was written")
 
 
 def _damage(path: Path, found: str) -> CheckpointError:

@@ -11,7 +11,6 @@ Reference:
 
 import json
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.tensor import DTensor
 
 from moesaic.checkpoint.agreement import Agreement
+from moesaic.checkpoint.checksum import Checksum
 from moesaic.checkpoint.stopwatch import Stopwatch
 from moesaic.checkpoint.tensor_file import bytes_of, header_of
 from moesaic.checkpoint.tensors import OFFSETS, SHAPE, SHARDING
@@ -53,7 +53,7 @@ class Digest:
 
     Attributes:
         num_bytes: its length.
-        checksum: zlib.crc32 of all of it.
+        checksum: of all of it, as `Checksum` makes it.
     """
 
     num_bytes: int
@@ -72,7 +72,8 @@ def plan_shares(tensors: Tensors, agreement: Agreement) -> list[Share]:
     planner.set_up_planner({f"{folder}/{name}": tensor for (folder, name), tensor in flat.items()})
     plans, _ = planner.create_global_plan(agreement.gather(planner.create_local_plan()))
     shares = []
-    for item in plans[agreement.rank].items:
+    # Large ones first: whatever follows, they then begin at multiples of large powers of two.
+    for item in sorted(plans[agreement.rank].items, key=lambda item: -(item.tensor_storage_size() or 0)):
         folder, _, name = item.index.fqn.partition("/")
         data = item.tensor_data
         assert data is not None, "only tensors are planned"
@@ -119,22 +120,21 @@ def _write_file(path: Path, own: Sequence[tuple[Share, Tensor]], watch: Stopwatc
     boxes = {share.name: {OFFSETS: list(share.offsets), SHAPE: list(share.shape)} for share, _ in own}
     entries = {share.name: (tuple(values.shape), values.dtype) for share, values in own}
     header = header_of(entries, {"format": "pt", SHARDING: json.dumps(boxes)})
-    num_bytes = checksum = 0
+    checksum = Checksum()
     with path.open("wb", buffering=0) as file:
         for content in (memoryview(header), *(bytes_of(values) for _, values in own)):
             for begin in range(0, len(content), _CHUNK_BYTES):
                 chunk = content[begin : begin + _CHUNK_BYTES]
                 with watch.measure("digest"):
-                    checksum = zlib.crc32(chunk, checksum)
+                    checksum.add(chunk)
                 with watch.measure("write"):
                     _write_all(file.fileno(), chunk)
-            num_bytes += len(content)
         with watch.measure("flush"):
             os.fsync(file.fileno())
         # What is written is not read soon, and would push out of the page cache what is.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     flush(path.parent)
-    return Digest(num_bytes, checksum)
+    return Digest(checksum.num_bytes, checksum.value)
 
 
 def _write_all(descriptor: int, content: memoryview) -> None:
