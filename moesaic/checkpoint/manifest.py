@@ -12,7 +12,8 @@ from moesaic.errors import CheckpointError
 from moesaic.units import format_count
 
 FORMAT = 2
-_CHUNK_BYTES = 2**22
+# Stays in the cache of the processor between reading and summing.
+_CHUNK_BYTES = 2**19
 _WAY_OUT = "resume from an earlier one with --resume PATH"
 
 
@@ -66,7 +67,7 @@ def list_files(path: Path, folder: str | None = None) -> dict[str, Digest]:
         if name not in found:
             raise CheckpointError(f"checkpoint '{path}' lacks '{name}', one of its {len(listed)} files", _WAY_OUT)
         if found[name] != digest.num_bytes:
-            raise _damage(path, f"'{name}' has {found[name]} bytes, {digest.num_bytes} were written")
+            raise damage_error(path, f"'{name}' has {found[name]} bytes, {digest.num_bytes} were written")
     extra = sorted(name for name in found if name.startswith(prefix) and name not in listed)
     if extra:
         raise CheckpointError(
@@ -97,10 +98,13 @@ def check_content(path: Path, files: Mapping[str, Digest], names: Sequence[str])
                 while count := file.readinto(buffer):
                     checksum.add(buffer[:count])
         except OSError as failure:
-            raise _damage(path, f"'{name}' cannot be read: {failure}") from None
+            raise damage_error(path, f"'{name}' cannot be read: {failure}") from None
         if checksum.value != files[name].checksum:
-            raise _damage(path, f"'{name}' has checksum {checksum.value:08x}, {files[name].checksum:08x} was written")
+            raise damage_error(
+                path, f"'{name}' has checksum {checksum.value:08x}, {files[name].checksum:08x} was written"
+            )
 
 
-def _damage(path: Path, found: str) -> CheckpointError:
+def damage_error(path: Path, found: str) -> CheckpointError:
+    """Say that a checkpoint is not as it was written."""
     return CheckpointError(f"checkpoint '{path}' is damaged: {found}", _WAY_OUT)

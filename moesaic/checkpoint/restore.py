@@ -4,6 +4,8 @@ Which boxes of files go where is planned by torch's distributed checkpoint.
 """
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 
@@ -20,19 +22,19 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 
 from moesaic.checkpoint.agreement import Agreement
-from moesaic.checkpoint.manifest import check_content, list_files
-from moesaic.checkpoint.shard import Digest
+from moesaic.checkpoint.checked_file import CheckedFile
+from moesaic.checkpoint.manifest import list_files
 from moesaic.checkpoint.tensors import DTYPES, Block, StoredTensor, TensorFolder
 from moesaic.errors import CheckpointError
-from moesaic.memory.disk import Disk, Reading
-from moesaic.memory.page import Extent, Piece
 
 # Of rows that are read whole, where less than the whole of each is wanted.
 _SLAB_BYTES = 2**23
+# While one waits for the disk, the other sums.
+_NUM_THREADS = 2
 
 
 def restore_tensors(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], agreement: Agreement) -> None:
-    """Fill tensors from a checkpoint whose files are checked first, each by one rank; all ranks must call.
+    """Fill tensors from a checkpoint, of which each rank checks what it reads; all ranks must call.
 
     Args:
         path: the checkpoint.
@@ -42,39 +44,39 @@ def restore_tensors(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], agr
     Raises:
         CheckpointError: a file is missing, damaged, or more than was written; or the tensors are not those that were.
     """
-
-    def check() -> None:
-        files = list_files(path)
-        check_content(path, files, _deal_out(files, agreement.size)[agreement.rank])
-
-    agreement.do(check)
     agreement.do(lambda: _read_all(path, tensors))
 
 
-def _deal_out(files: Mapping[str, Digest], num_ranks: int) -> list[list[str]]:
-    """Share out files so that each rank reads about as much."""
-    shares: list[list[str]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    for name in sorted(files, key=lambda each: (-files[each].num_bytes, each)):
-        rank = loads.index(min(loads))
-        shares[rank].append(name)
-        loads[rank] += files[name].num_bytes
-    return shares
-
-
 def _read_all(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    names = list_files(path)
-    disk = Disk(cached=True)
-    try:
+    digests = list_files(path)
+    with ExitStack() as stack:
+        readers = stack.enter_context(ThreadPoolExecutor(_NUM_THREADS, "moesaic-restore"))
+        reads: list[Future[None]] = []
         for folder, wanted in tensors.items():
-            files = [name for name in names if name.startswith(f"{folder}/")]
-            if not files:
+            names = [name for name in digests if name.startswith(f"{folder}/")]
+            if not names:
                 raise CheckpointError(f"checkpoint '{path}' lacks '{folder}'", "resume from another one")
-            stored = TensorFolder(path, files).stored
+            stored = TensorFolder(path, names).stored
             _check_fit(path, folder, stored, wanted)
-            _read(stored, wanted, disk)
-    finally:
-        disk.close()
+            files: dict[Path, CheckedFile] = {}
+            for name in names:
+                files[path / name] = CheckedFile(path, name, digests[name])
+                stack.callback(files[path / name].close)
+            for file, length in _headers(stored).items():  # read already, and now compared
+                files[file].read(0, np.empty(length, np.uint8))
+            reads += [readers.submit(_read_box, files, *box) for box in _plan(stored, wanted)]
+        for read in reads:
+            read.result()
+
+
+def _headers(stored: Mapping[str, StoredTensor]) -> dict[Path, int]:
+    """Return how many bytes each file has before its values."""
+    lengths: dict[Path, int] = {}
+    for tensor in stored.values():
+        for block in tensor.blocks:
+            file, offset = block.extent.file, block.extent.offset
+            lengths[file] = min(offset, lengths.get(file, offset))
+    return lengths
 
 
 def _check_fit(path: Path, folder: str, stored: Mapping[str, StoredTensor], wanted: Mapping[str, Tensor]) -> None:
@@ -94,18 +96,15 @@ def _tell(entry: tuple[tuple[int, ...], torch.dtype] | None) -> str:
     return "not at all" if entry is None else f"of {str(entry[1]).removeprefix('torch.')} {list(entry[0])}"
 
 
-def _read(stored: Mapping[str, StoredTensor], wanted: Mapping[str, Tensor], disk: Disk) -> None:
+def _plan(stored: Mapping[str, StoredTensor], wanted: Mapping[str, Tensor]) -> Iterator[tuple[Block, ReadItem, Tensor]]:
+    """Yield what is to be read: of which block which part, and where to."""
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(dict(wanted), _metadata(stored))
     blocks = {(name, block.offsets): block for name, tensor in stored.items() for block in tensor.blocks}
-    readings: list[Reading] = []
     for item in planner.create_local_plan().items:
         index = item.storage_index
         assert index.offset is not None, "a box begins somewhere"
-        target = planner.resolve_tensor(item).detach()
-        readings += _read_box(blocks[index.fqn, tuple(index.offset)], item, target, disk)
-    for reading in readings:
-        reading.wait()
+        yield blocks[index.fqn, tuple(index.offset)], item, planner.resolve_tensor(item).detach()
 
 
 def _metadata(stored: Mapping[str, StoredTensor]) -> Metadata:
@@ -121,15 +120,16 @@ def _metadata(stored: Mapping[str, StoredTensor]) -> Metadata:
     )
 
 
-def _read_box(block: Block, item: ReadItem, target: Tensor, disk: Disk) -> Iterator[Reading]:
-    """Begin to fill a target with a part of a block: rows of it, whole or each in part."""
+def _read_box(files: Mapping[Path, CheckedFile], block: Block, item: ReadItem, target: Tensor) -> None:
+    """Fill a target with a part of a block: rows of it, whole or each in part."""
+    file, start = files[block.extent.file], block.extent.offset
     if not block.shape:  # a scalar
-        yield _read_extent(block.extent, target.view(1), disk)
+        file.read(start, _as_bytes(target))
         return
     row_bytes = prod(block.shape[1:]) * target.element_size()
     first, num_rows = item.storage_offsets[0], item.lengths[0]
     if tuple(item.lengths[1:]) == block.shape[1:] and target.is_contiguous():
-        yield _read_extent(_rows(block, row_bytes, first, num_rows), target, disk)
+        file.read(start + first * row_bytes, _as_bytes(target))
         return
     columns = tuple(
         slice(offset, offset + length)
@@ -139,14 +139,10 @@ def _read_box(block: Block, item: ReadItem, target: Tensor, disk: Disk) -> Itera
     for begin in range(0, num_rows, step):
         rows = min(step, num_rows - begin)
         slab = torch.empty(rows, *block.shape[1:], dtype=target.dtype)
-        _read_extent(_rows(block, row_bytes, first + begin, rows), slab, disk).wait()
+        file.read(start + (first + begin) * row_bytes, _as_bytes(slab))
         target[begin : begin + rows] = slab[(slice(None), *columns)]
 
 
-def _rows(block: Block, row_bytes: int, first: int, num_rows: int) -> Extent:
-    return Extent(block.extent.file, block.extent.offset + first * row_bytes, num_rows * row_bytes)
-
-
-def _read_extent(extent: Extent, target: Tensor, disk: Disk) -> Reading:
-    record: np.ndarray = target.view(-1).view(torch.uint8).numpy()
-    return disk.read((Piece(extent, target.dtype, target.dtype, 0),), record)
+def _as_bytes(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.view(-1).view(torch.uint8).numpy()
+    return array

@@ -116,12 +116,17 @@ def write_shares(
     return digests
 
 
+def sums_of(file: Path) -> Path:
+    """Return where the sums of a file lie."""
+    return file.with_suffix(".sums")
+
+
 def _write_file(path: Path, own: Sequence[tuple[Share, Tensor]], watch: Stopwatch) -> Digest:
     boxes = {share.name: {OFFSETS: list(share.offsets), SHAPE: list(share.shape)} for share, _ in own}
     entries = {share.name: (tuple(values.shape), values.dtype) for share, values in own}
     header = header_of(entries, {"format": "pt", SHARDING: json.dumps(boxes)})
     checksum = Checksum()
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file, sums_of(path).open("wb") as sums:
         for content in (memoryview(header), *(bytes_of(values) for _, values in own)):
             for begin in range(0, len(content), _CHUNK_BYTES):
                 chunk = content[begin : begin + _CHUNK_BYTES]
@@ -130,7 +135,10 @@ def _write_file(path: Path, own: Sequence[tuple[Share, Tensor]], watch: Stopwatc
                 with watch.measure("write"):
                     _write_all(file.fileno(), chunk)
         with watch.measure("flush"):
-            os.fsync(file.fileno())
+            sums.write(checksum.sums)
+            sums.flush()
+            for each in (sums, file):
+                os.fsync(each.fileno())
         # What is written is not read soon, and would push out of the page cache what is.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     flush(path.parent)

@@ -3,12 +3,12 @@
 import os
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesaic.checkpoint.checksum import Checksum
 
-CONTENT = os.urandom(5 * 4096 + 700)
+CONTENT = os.urandom(3 * 65536 + 700)
 
 
 def _of(content: bytes) -> int:
@@ -27,6 +27,7 @@ def test_checksum_is_the_same_when_bytes_come_in_other_portions(cuts: list[int])
     assert checksum.num_bytes == len(CONTENT)
 
 
+@settings(max_examples=40)
 @given(place=st.integers(0, len(CONTENT) - 1), bit=st.integers(0, 7))
 def test_checksum_is_another_when_a_bit_flips_anywhere(place: int, bit: int) -> None:
     changed = bytearray(CONTENT)
@@ -36,7 +37,7 @@ def test_checksum_is_another_when_a_bit_flips_anywhere(place: int, bit: int) -> 
 
 def test_checksum_is_another_when_words_or_blocks_change_places() -> None:
     words = CONTENT[8:16] + CONTENT[:8] + CONTENT[16:]
-    blocks = CONTENT[4096:8192] + CONTENT[:4096] + CONTENT[8192:]
+    blocks = CONTENT[65536:131072] + CONTENT[:65536] + CONTENT[131072:]
     assert len({_of(content) for content in (CONTENT, words, blocks)}) == 3
 
 

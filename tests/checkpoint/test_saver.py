@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from moesaic.checkpoint import saver as module
 from moesaic.checkpoint import store as store_module
@@ -208,8 +210,9 @@ def test_save_fails_on_all_ranks_and_names_the_one_when_it_cannot_write(
 
 
 def _restore_damaged(path: Path, shapes: dict[str, int]) -> str:
-    agreement = Agreement(World(dist.get_rank(), dist.get_world_size()))
-    tensors = {"model": {name: torch.zeros(size) for name, size in shapes.items()}}
+    """Load half of each tensor; return what is told here."""
+    agreement, mesh = Agreement(World(dist.get_rank(), dist.get_world_size())), init_device_mesh("cpu", (2,))
+    tensors = {"model": {name: distribute_tensor(torch.zeros(size), mesh, [Shard(0)]) for name, size in shapes.items()}}
     with pytest.raises(CheckpointError) as caught:
         restore_tensors(path, tensors, agreement)
     return caught.value.text
@@ -217,7 +220,8 @@ def _restore_damaged(path: Path, shapes: dict[str, int]) -> str:
 
 def _write_by_two(folder: Path) -> None:
     agreement = Agreement(World(dist.get_rank(), dist.get_world_size()))
-    _store(folder).save(Snapshot({"step": 1}, {"model": {"a": torch.ones(900), "b": torch.ones(900)}}), agreement)
+    tensors = {"model": {name: torch.ones(90_000) for name in "ab"}}
+    _store(folder).save(Snapshot({"step": 1}, tensors), agreement)
 
 
 def test_load_fails_on_all_ranks_and_names_file_and_rank_when_damaged(pools: Pools, tmp_path: Path) -> None:
@@ -226,19 +230,20 @@ def test_load_fails_on_all_ranks_and_names_file_and_rank_when_damaged(pools: Poo
     second = path / "model" / "rank-00001.safetensors"
     content = second.read_bytes()
     second.write_bytes(content[:-1] + b"x")
-    told = pools(2).run(_restore_damaged, path, {"a": 900, "b": 900})
-    # Each file is read by one rank, of equal files the second by the second.
-    assert "is damaged: 'model/rank-00001.safetensors' has checksum" in told[1]
+    told = pools(2).run(_restore_damaged, path, {"a": 90_000, "b": 90_000})
+    # The end of the file is read by the second rank alone.
+    assert "is damaged: 'model/rank-00001.safetensors' has other bytes within 65536 from byte 327680 on" in told[1]
     assert told[0] == f"rank 1 failed: {told[1]}"
     second.write_bytes(content)
-    told = pools(2).run(_restore_damaged, path, {"a": 900, "b": 901})
+    told = pools(2).run(_restore_damaged, path, {"a": 90_000, "b": 90_001})
     assert all(
-        "does not fit the run: its model has 'b' of float32 [900], expected of float32 [901]" in each for each in told
+        "does not fit the run: its model has 'b' of float32 [90000], expected of float32 [90001]" in each
+        for each in told
     )
     second.unlink()
-    told = pools(2).run(_restore_damaged, path, {"a": 900, "b": 900})
+    told = pools(2).run(_restore_damaged, path, {"a": 90_000, "b": 90_000})
     assert all("lacks 'model/rank-00001.safetensors', one of its 2 files" in each for each in told)
     second.write_bytes(content)
     (path / "model" / "rank-00002.safetensors").write_bytes(content)
-    told = pools(2).run(_restore_damaged, path, {"a": 900, "b": 900})
+    told = pools(2).run(_restore_damaged, path, {"a": 90_000, "b": 90_000})
     assert all("holds 'model/rank-00002.safetensors', which is none of the 2 files" in each for each in told)

@@ -88,11 +88,23 @@ def _flip_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
+SUMS = "model/rank-00000.sums"
 MODEL, OPTIMIZER = "model/rank-00000.safetensors", "optimizer/rank-00000.safetensors"
 DAMAGES: dict[str, tuple[Any, str]] = {
     "cut_weights": (lambda path: _cut(path / MODEL), "is damaged: 'model/rank-00000.safetensors' has .* were written"),
     "cut_moments": (lambda path: _cut(path / OPTIMIZER), "is damaged"),
-    "flipped_bit": (lambda path: _flip_bit(path / OPTIMIZER), "is damaged: 'optimizer/.*' has checksum .* was written"),
+    "flipped_bit": (
+        lambda path: _flip_bit(path / OPTIMIZER),
+        "is damaged: 'optimizer/.*' has other bytes within 65536",
+    ),
+    "no_sums": (lambda path: (path / SUMS).unlink(), "is damaged: the sums of 'model/.*' cannot be read: No such file"),
+    "flipped_sum": (lambda path: _flip_bit(path / SUMS), "the sums of 'model/.*' are not those that were written"),
+    "flipped_header": (
+        lambda path: (path / MODEL).write_bytes(
+            (path / MODEL).read_bytes().replace(b'"format": "pt"', b'"format": "pq"')
+        ),
+        "is damaged: 'model/rank-00000.safetensors' has other bytes within 65536 from byte 0 on",
+    ),
     "cut_state": (lambda path: _cut(path / "state.json"), "is damaged"),
     "empty_state": (lambda path: (path / "state.json").write_text("[]"), "is damaged"),
     "odd_files": (lambda path: _edit_state(path, files={MODEL: {}}), "is damaged: state.json does not tell its files"),
