@@ -205,6 +205,17 @@ def test_run_is_refused_before_it_is_built_when_its_state_exceeds_the_memory(
         train(recipe({"model.num_experts": 1024, "model.num_experts_per_tok": 1}))
 
 
+def test_run_begins_without_the_copy_of_checkpoints_when_it_is_refused_with_it(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 44,200 parameters take 16 bytes each, and the copy 12.
+    monkeypatch.setattr(start, "available_bytes", lambda: 900_000)
+    with pytest.raises(MemoryBudgetError, match=r"takes 1\.18 MiB before any activation") as raised:
+        train(recipe())
+    assert "checkpoint.asynchronous = false" in raised.value.hint
+    assert train(recipe({"checkpoint.asynchronous": False})).interrupted is None
+
+
 def test_resume_is_refused_when_a_part_of_the_model_section_was_taken_away(recipe: Recipe) -> None:
     stretched = {"model.rope_scaling": {"rope_type": "linear", "factor": 4.0}}
     with signal_after(2):
