@@ -49,8 +49,8 @@ def restore_tensors(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], agr
 
 def _read_all(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     digests = list_files(path)
-    with ExitStack() as stack:
-        readers = stack.enter_context(ThreadPoolExecutor(_NUM_THREADS, "moesaic-restore"))
+    # Files are closed when nobody reads any more.
+    with ExitStack() as stack, ThreadPoolExecutor(_NUM_THREADS, "moesaic-restore") as readers:
         reads: list[Future[None]] = []
         for folder, wanted in tensors.items():
             names = [name for name in digests if name.startswith(f"{folder}/")]
@@ -65,8 +65,11 @@ def _read_all(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
             for file, length in _headers(stored).items():  # read already, and now compared
                 files[file].read(0, np.empty(length, np.uint8))
             reads += [readers.submit(_read_box, files, *box) for box in _plan(stored, wanted)]
-        for read in reads:
-            read.result()
+        try:
+            for read in reads:
+                read.result()
+        finally:
+            readers.shutdown(cancel_futures=True)
 
 
 def _headers(stored: Mapping[str, StoredTensor]) -> dict[Path, int]:
