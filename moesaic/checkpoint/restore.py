@@ -127,11 +127,14 @@ def _read_box(files: Mapping[Path, CheckedFile], block: Block, item: ReadItem, t
     """Fill a target with a part of a block: rows of it, whole or each in part."""
     file, start = files[block.extent.file], block.extent.offset
     if not block.shape:  # a scalar
-        file.read(start, _as_bytes(target))
+        value = torch.empty_like(target, device="cpu")
+        file.read(start, _as_bytes(value))
+        target.copy_(value)
         return
     row_bytes = prod(block.shape[1:]) * target.element_size()
     first, num_rows = item.storage_offsets[0], item.lengths[0]
-    if tuple(item.lengths[1:]) == block.shape[1:] and target.is_contiguous():
+    straight = target.device.type == "cpu" and target.is_contiguous()
+    if tuple(item.lengths[1:]) == block.shape[1:] and straight:
         file.read(start + first * row_bytes, _as_bytes(target))
         return
     columns = tuple(

@@ -158,9 +158,9 @@ class Saver:
 
     def _copy(self, values: Sequence[Tensor]) -> None:
         if not self._staged:
-            self._staged = [torch.empty_like(each, memory_format=torch.contiguous_format) for each in values]
+            self._staged = [torch.empty(each.shape, dtype=each.dtype) for each in values]
         for mine, theirs in zip(self._staged, values, strict=True):
-            if theirs.is_contiguous():
+            if theirs.device.type == "cpu" and theirs.is_contiguous():
                 # numpy copies in this thread alone: torch would wake others, which compute.
                 np.copyto(_as_bytes(mine), _as_bytes(theirs))
             else:

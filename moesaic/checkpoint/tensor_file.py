@@ -78,5 +78,5 @@ def header_of(
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """Return the values of a tensor as bytes, row-major; of a contiguous one the memory is shared."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    """Return the values of a tensor as bytes, row-major; of a contiguous one of the host the memory is shared."""
+    return tensor.cpu().reshape(-1).view(torch.uint8).numpy().data

@@ -1,6 +1,7 @@
 """`moesaic bench`: measure against peers, in one run."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,32 @@ def bench_checkpoint(
     _give(result, out)
 
 
+@bench_app.command("scale")
+def bench_scale(
+    ranks: str = typer.Option("1,2,4,8", help="Numbers of processes to train with here, ascending."),
+    steps: int = typer.Option(10, min=3, help="Steps of each run that are timed."),
+    out: Path | None = _OUT,
+    plot: Path | None = typer.Option(None, help="Also draw published and predicted rates, an SVG file."),
+) -> None:
+    """Time steps as ranks grow, and predict those of clusters; the last line is one JSON object."""
+    _check_out(out)
+    _check_out(plot)
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)+", ranks):
+        raise ConfigError(f"--ranks '{ranks}' is no list of numbers", "such as 1,2,4,8")
+    numbers = sorted({int(each) for each in ranks.split(",")})
+    from moesaic.bench.scale import bench_scale as run
+
+    with error_console().status("") as status:
+        result = run(numbers, steps, status.update)
+    result["command"] = f"moesaic bench scale --ranks {ranks} --steps {steps}"
+    _print_scale(result)
+    if plot is not None:
+        from moesaic.bench.scale_plot import draw_scale
+
+        draw_scale(result["published"], plot)
+    _give(result, out)
+
+
 def _check_out(out: Path | None) -> None:
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out '{out}' lies in no folder", "make the folder first")
@@ -229,6 +256,22 @@ def _print_checkpoint(result: dict[str, Any]) -> None:
     for name, times in result["cases"][0]["times"].items():
         table.add_row(name, f"{times['median_ms']:.1f}", f"{times['iqr_ms']:.1f}")
     _print_with_targets(table, {case["name"]: case["targets"] for case in result["cases"]})
+
+
+def _print_scale(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    here = Table("ranks", "ms a step", "predicted", "", title=f"here, {result['here']['cores']} cores")
+    for row in result["here"]["rows"]:
+        here.add_row(str(row["ranks"]), f"{1e3 * row['step_s']:.0f}", f"{1e3 * row['predicted_s']:.0f}", row["is"])
+    error_console().print(here)
+    for system in result["published"]:
+        table = Table("GPUs", "published tokens/s", "predicted", "in two hops", "", title=system["system"])
+        for row in system["rows"]:
+            keys = ("published_tokens_per_s", "predicted_tokens_per_s", "predicted_in_two_hops")
+            cells = [row.get(key) for key in keys]
+            table.add_row(f"{row['gpus']:,}", *("" if cell is None else f"{cell:,}" for cell in cells), row["is"])
+        error_console().print(table)
 
 
 def _print_with_targets(table: "Table", all_targets: dict[str, list[dict[str, Any]]]) -> None:

@@ -200,7 +200,7 @@ def _print_recipe(facts: dict[str, Any], console: "Console") -> None:
 
 
 def _print_layout(facts: dict[str, Any], console: "Console") -> None:
-    degrees = ", ".join(f"{name} {degree}" for name, degree in facts["degrees"].items())
+    degrees = ", ".join(f"{name} {each}" for name, each in facts["degrees"].items() if not isinstance(each, bool))
     console.print(f"{facts['recipe']} on {facts['ranks']:,} ranks: {degrees}")
     console.print()
     table = _table("parameter", "layers", "a rank keeps", "ranks with it", "its state")

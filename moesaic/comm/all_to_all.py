@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moesaic.comm.collective import all_to_all
+
 
 class Exchange(Protocol):
     """Rows on their way between the ranks of a group, the same number of them each time; all ranks must call alike."""
@@ -80,7 +82,7 @@ class FlatExchange:
         """Do either, without a gradient."""
         sent, received = (self.received, self.sent) if back else (self.sent, self.received)
         out = rows.new_empty(sum(received), *rows.shape[1:])
-        dist.all_to_all_single(out, rows.contiguous(), list(received), list(sent), group=self.group)
+        all_to_all(out, rows.contiguous(), received, sent, self.group)
         return out
 
 
@@ -98,5 +100,5 @@ class _Exchange(torch.autograd.Function):
 def exchange_evenly(rows_W: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Send row w to rank w; return, as row w, what rank w sent here."""
     received_W = torch.empty_like(rows_W, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received_W, rows_W.contiguous(), group=group)
+    all_to_all(received_W, rows_W.contiguous(), group=group)
     return received_W

@@ -4,9 +4,13 @@ Ranks are numbered with the axis that talks most innermost, so that its ranks sh
 
     dense parameters    data_replicate x data_shard
     expert parameters   expert_replicate x expert
+    shared widths       data_replicate x data_shard x tensor
 
     8 ranks, data_shard 4, expert 2    0 1 2 3 | 4 5 6 7        keep each a quarter of the dense parameters
                                        0 1 | 2 3 | 4 5 | 6 7    keep each half of the experts
+
+Ranks that share the heads of attention have sequences of their own. So they count as ranks of data to every parameter
+that is not cut along the heads: where there are shares, these are spread over them too.
 """
 
 from dataclasses import dataclass
@@ -17,18 +21,22 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 @dataclass(frozen=True)
 class Mesh:
-    """The ranks of a run, seen twice.
+    """The ranks of a run, seen in several ways.
 
     Attributes:
-        dense: axes data_replicate, data_shard.
+        dense: axes data_replicate, data_shard; of all parameters but those below.
         expert: axes expert_replicate, expert.
         nodes: axes expert_replicate, rail, node, where the ranks of an expert axis fill several nodes: on a rail are
             those with the same place in theirs. Else None.
+        width: axes data_replicate, data_shard, tensor, where ranks share heads and widths. Else None.
+        data: one axis: all ranks, each of which has sequences of its own.
     """
 
     dense: DeviceMesh
     expert: DeviceMesh
     nodes: DeviceMesh | None
+    width: DeviceMesh | None
+    data: DeviceMesh
 
     @property
     def size(self) -> int:
@@ -48,24 +56,33 @@ class Mesh:
         return group
 
 
-def build_mesh(data_replicate: int, data_shard: int, expert: int, ranks_per_node: int = 1) -> Mesh:
+def build_mesh(
+    data_replicate: int, data_shard: int, expert: int, ranks_per_node: int = 1, tensor: int = 1, device: str = "cpu"
+) -> Mesh:
     """Build the groups of ranks; all ranks must call.
 
     Args:
-        data_replicate, data_shard: multiply to the number of ranks.
+        data_replicate, data_shard, tensor: multiply to the number of ranks.
         expert: divides it.
         ranks_per_node: that share a machine; as many on each.
+        device: kind of device that the parameters are on.
     """
-    replicas = data_replicate * data_shard // expert
-    nodes = None
+
+    def mesh(**sizes: int) -> DeviceMesh:
+        return init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+    num_ranks = data_replicate * data_shard * tensor
+    replicas = num_ranks // expert
+    nodes = width = None
     if 1 < ranks_per_node < expert and expert % ranks_per_node == 0:
-        nodes = _mesh(expert_replicate=replicas, rail=expert // ranks_per_node, node=ranks_per_node)
+        nodes = mesh(expert_replicate=replicas, rail=expert // ranks_per_node, node=ranks_per_node)
+    if tensor > 1:
+        width = mesh(data_replicate=data_replicate, data_shard=data_shard, tensor=tensor)
+    shares = data_shard * tensor if data_shard > 1 else 1
     return Mesh(
-        _mesh(data_replicate=data_replicate, data_shard=data_shard),
-        _mesh(expert_replicate=replicas, expert=expert),
+        mesh(data_replicate=num_ranks // shares, data_shard=shares),
+        mesh(expert_replicate=replicas, expert=expert),
         nodes,
+        width,
+        mesh(data=num_ranks),
     )
-
-
-def _mesh(**sizes: int) -> DeviceMesh:
-    return init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))

@@ -8,7 +8,7 @@ from moesaic.config.section import Section
 
 
 class ParallelConfig(Section):
-    """Degrees of parallelism; those of data multiply to the number of ranks."""
+    """Degrees of parallelism; those of data and tensor multiply to the number of ranks."""
 
     expert: int | None = Field(
         None,
@@ -32,6 +32,19 @@ class ParallelConfig(Section):
         gt=0,
         description="ranks of a group, which keep a share each of its parameters, gradients and moments and gather a "
         "layer when it is computed: less memory, more traffic",
+    )
+    tensor: int = Field(
+        1,
+        gt=0,
+        description="ranks that share the heads of attention and the widths of dense and shared MLPs, and compute them "
+        "for the sequences of all of them; each keeps its part of those parameters. Divides heads, key/value heads and "
+        "widths; worth it where neighbours talk fast and attention is too large for each",
+    )
+    embedding: Literal["whole", "split"] = Field(
+        "whole",
+        description="whether every rank keeps the embedding table and the head as other parameters, or columns of the "
+        "one and rows of the other, for the tokens of all ranks: less memory, and no gradient of so large a parameter "
+        "to sum. For models whose head is not their table",
     )
     bucket_bytes: int = Field(
         2**25,

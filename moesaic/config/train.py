@@ -17,10 +17,13 @@ class TrainConfig(Section):
         None, gt=0, description="sequences computed at a time, over all ranks, gradients accumulated; unset: batch_size"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="initial weights and every random choice of the routers")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="what computes; cuda: a GPU, and with several ranks one for each on its machine"
+    )
     precision: Literal["bfloat16", "float32"] | None = Field(
         None,
         description="dtype of the computation; weights and moments stay float32; "
-        "unset: bfloat16 where the CPU has instructions for it",
+        "unset: bfloat16 on a GPU and where the CPU has instructions for it",
     )
     recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, slower")
     evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations; unset: a tenth of the run")

@@ -23,7 +23,7 @@ Place = tuple[int, int]  # number of a part, number of a sequence in it
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences to compute on, on the CPU.
+    """Sequences to compute on.
 
     Attributes:
         ids_BS: int64 token ids.
@@ -56,6 +56,16 @@ class Batch:
             document_ids_BS=None if self.document_ids_BS is None else self.document_ids_BS[rows],
             positions_BS=None if self.positions_BS is None else self.positions_BS[rows],
             first_sample=self.first_sample + rows.indices(len(self.ids_BS))[0],
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same on a device."""
+        return replace(
+            self,
+            ids_BS=self.ids_BS.to(device),
+            labels_BS=self.labels_BS.to(device),
+            document_ids_BS=None if self.document_ids_BS is None else self.document_ids_BS.to(device),
+            positions_BS=None if self.positions_BS is None else self.positions_BS.to(device),
         )
 
 

@@ -25,3 +25,13 @@ def keep_freed_memory() -> bool:
         logging.getLogger(__name__).info("this C library has no mallopt; freed memory goes back to the kernel")
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LIMIT_BYTES) and mallopt(_M_TRIM_THRESHOLD, 2 * _LIMIT_BYTES - 1))
+
+
+def give_back_freed_memory() -> bool:
+    """Give the kernel all that this process has freed and kept; return whether the C library can."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return False
+    trim(0)
+    return True

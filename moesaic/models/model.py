@@ -1,5 +1,7 @@
 """The language model: a decoder and an output head."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +16,17 @@ from moesaic.ops.linear_cross_entropy import linear_cross_entropy
 
 
 class LanguageModel(nn.Module):
-    """Token ids to next-token logits, for every supported family."""
+    """Token ids to next-token logits, for every supported family.
+
+    Attributes:
+        cross_entropy_fn: from hidden states [T, D], the head's weight and labels [T] to the summed cross-entropy.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.decoder = Decoder(config)
+        self.cross_entropy_fn: Callable[[Tensor, Tensor, Tensor], Tensor] = linear_cross_entropy
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, ids_BS: Tensor) -> Tensor:
@@ -46,7 +53,7 @@ class LanguageModel(nn.Module):
     def cross_entropy_sum(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
         """Return the summed cross-entropy of labels, in nats, without the logits; labels of -100 count nowhere."""
         weight = self.decoder.embedding.weight if self.head is None else self.head.weight
-        return linear_cross_entropy(hidden_BSD.flatten(0, 1), weight, labels_BS.flatten())
+        return self.cross_entropy_fn(hidden_BSD.flatten(0, 1), weight, labels_BS.flatten())
 
     def score(
         self,

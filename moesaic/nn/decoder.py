@@ -15,7 +15,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from moesaic.config.model import ModelConfig
@@ -26,6 +25,7 @@ from moesaic.nn.moe.layer import MoELayer
 from moesaic.nn.moe.load import ExpertLoad
 from moesaic.nn.moe.router import Routing
 from moesaic.nn.norm import RmsNorm
+from moesaic.nn.rows import OWN, Rows
 from moesaic.ops.attention import AttentionMask, build_mask
 from moesaic.ops.rope import build_frequencies, rotation
 
@@ -102,6 +102,7 @@ class Decoder(nn.Module):
     Attributes:
         compute_dtype: dtype of the activations; None: that of the weights.
         recompute: redo each layer's forward in the backward pass instead of keeping its activations.
+        rows: whose sequences attention computes.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -109,6 +110,7 @@ class Decoder(nn.Module):
         self.config = config
         self.compute_dtype: torch.dtype | None = None
         self.recompute = False
+        self.rows: Rows = OWN
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
@@ -134,10 +136,11 @@ class Decoder(nn.Module):
             start_B1 = 0 if cache is None else cache.lengths_B.unsqueeze(1)
             positions_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device).unsqueeze(0) + start_B1
             positions_BS = positions_BS.expand_as(ids_BS)
-        hidden_BSD = functional.embedding(ids_BS, self.embedding.weight)
+        hidden_BSD = self.embedding(ids_BS)
         hidden_BSD = hidden_BSD.to(self.compute_dtype or hidden_BSD.dtype)
-        rotary = self._rotation(positions_BS, hidden_BSD.dtype)
-        masks = self._masks(ids_BS, positions_BS, document_ids_BS, cache)
+        attended_BS, document_ids_BS = self.rows.meet(positions_BS, document_ids_BS)
+        rotary = self._rotation(attended_BS, hidden_BSD.dtype)
+        masks = self._masks(attended_BS, document_ids_BS, cache)
 
         all_losses: list[dict[str, Tensor]] = []
         loads: dict[int, ExpertLoad] = {}
@@ -181,13 +184,13 @@ class Decoder(nn.Module):
         return rotation(positions_BS, frequencies.to(positions_BS.device), scale, dtype)
 
     def _masks(
-        self, ids_BS: Tensor, positions_BS: Tensor, document_ids_BS: Tensor | None, cache: KVCache | None
+        self, positions_BS: Tensor, document_ids_BS: Tensor | None, cache: KVCache | None
     ) -> dict[int | None, AttentionMask]:
         """Build one mask for each window size among the layers."""
-        length = ids_BS.shape[1]
+        length = positions_BS.shape[1]
         if cache is None:
             # Positions may restart within a packed sequence; a mask counts keys, not positions.
-            indices_BS = torch.arange(length, device=ids_BS.device).unsqueeze(0)
+            indices_BS = torch.arange(length, device=positions_BS.device).unsqueeze(0)
             num_keys = length
         else:
             indices_BS, num_keys = positions_BS, int(positions_BS.max()) + 1

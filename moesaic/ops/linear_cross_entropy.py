@@ -17,7 +17,8 @@ process already holds, a loss and its gradients take as long in bfloat16 and 1.3
 fourth product is dear.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -74,27 +75,7 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TD, head, labels_T, smoothing, z_loss):  # type: ignore[no-untyped-def]
-        logsumexp_T = hidden_TD.new_empty(len(hidden_TD), dtype=torch.promote_types(hidden_TD.dtype, torch.float32))
-        loss_T = torch.empty_like(logsumexp_T)
-        for rows in _runs(len(hidden_TD), _TOKENS):
-            # The least finite number, not -inf: a run of nothing but -inf must not give NaN where others are finite.
-            largest_T = torch.full_like(logsumexp_T[rows], torch.finfo(logsumexp_T.dtype).min)
-            total_T = torch.zeros_like(largest_T)
-            target_T = torch.zeros_like(largest_T)  # (1 - smoothing) x[y] + smoothing mean(x)
-            for columns in _runs(len(head), _COLUMNS):
-                weight = head[columns].to(hidden_TD.dtype)
-                logits_TV = torch.mm(hidden_TD[rows], weight.t()).to(logsumexp_T.dtype)
-                within_T, index_T1 = _find(labels_T[rows], columns)
-                own_T = logits_TV.gather(1, index_T1).squeeze(1)
-                target_T += torch.where(within_T, (1 - smoothing) * own_T, 0)
-                if smoothing:
-                    target_T += logits_TV.sum(1).mul_(smoothing / len(head))
-                larger_T = torch.maximum(largest_T, logits_TV.amax(1))
-                total_T.mul_((largest_T - larger_T).exp_()).add_(logits_TV.sub_(larger_T[:, None]).exp_().sum(1))
-                largest_T = larger_T
-            logsumexp_T[rows] = total_T.log_() + largest_T
-            # In this order, which keeps the small loss of a sure token: there the largest logit is the label's own.
-            loss_T[rows] = largest_T - target_T + total_T
+        logsumexp_T, loss_T = score_labels(hidden_TD, head, labels_T, smoothing).finish()
         ctx.save_for_backward(hidden_TD, head, labels_T, logsumexp_T)
         ctx.smoothing, ctx.z_loss = smoothing, z_loss
         if z_loss:
@@ -103,41 +84,130 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        if torch.is_grad_enabled():
-            # Only create_graph leads here. torch's once_differentiable would give a constant: `grad` is one.
-            raise UnsupportedError(
-                "linear_cross_entropy has no second derivative", "differentiate without create_graph"
-            )
+        refuse_second_derivative()
         hidden_TD, head, labels_T, logsumexp_T = ctx.saved_tensors
-        needs_hidden, needs_head = ctx.needs_input_grad[:2]
         # G = (1 + 2 z_loss L) softmax(x) - (1 - smoothing) [v = y] - smoothing / V, times what comes in.
-        scale_T = grad * (1 + 2 * ctx.z_loss * logsumexp_T)
-        at_label, everywhere = grad * (ctx.smoothing - 1), grad * (ctx.smoothing / max(1, len(head)))
-        grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=grad.dtype) if needs_hidden else None
-        grad_head = torch.empty_like(head, memory_format=torch.contiguous_format) if needs_head else None
+        slopes = Slopes(
+            grad * (1 + 2 * ctx.z_loss * logsumexp_T),
+            (grad * (ctx.smoothing - 1)).expand_as(logsumexp_T),
+            grad * (ctx.smoothing / max(1, len(head))) if ctx.smoothing else None,
+        )
+        grads = differentiate(hidden_TD, head, labels_T, logsumexp_T, slopes, ctx.needs_input_grad[:2])
+        return *grads, None, None, None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a forward pass knows of tokens, under a head or under some rows of one.
+
+    Attributes:
+        largest_T: a number no logit exceeds by much.
+        total_T: sum of exp(x - largest).
+        target_T: (1 - smoothing) x[y] + smoothing mean(x); nothing of a label that is elsewhere.
+    """
+
+    largest_T: Tensor
+    total_T: Tensor
+    target_T: Tensor
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Return L and L - target of each token."""
+        log_T = self.total_T.log()
+        # In this order, which keeps the small loss of a sure token: there the largest logit is the label's own.
+        return log_T + self.largest_T, self.largest_T - self.target_T + log_T
+
+
+def score_labels(hidden_TD: Tensor, head: Tensor, labels_T: Tensor, smoothing: float = 0.0) -> Scores:
+    """Score labels, each a row of the head or none of them; the logits exist as tiles only."""
+    dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+    found = []
+    for rows in _runs(len(hidden_TD), _TOKENS):
+        # The least finite number, not -inf: a run of nothing but -inf must not give NaN where others are finite.
+        largest_T = hidden_TD.new_full((len(hidden_TD[rows]),), torch.finfo(dtype).min, dtype=dtype)
+        total_T = torch.zeros_like(largest_T)
+        target_T = torch.zeros_like(largest_T)
         for columns in _runs(len(head), _COLUMNS):
             weight = head[columns].to(hidden_TD.dtype)
-            grad_TV = hidden_TD.new_empty(len(hidden_TD), len(weight))
-            for rows in _runs(len(hidden_TD), _TOKENS):
-                tile_TV = torch.mm(hidden_TD[rows], weight.t(), out=grad_TV[rows])
-                wide_TV = tile_TV.to(grad.dtype).sub_(logsumexp_T[rows, None]).exp_().mul_(scale_T[rows, None])
-                if ctx.smoothing:
-                    wide_TV.sub_(everywhere)
-                within_T, index_T1 = _find(labels_T[rows], columns)
-                wide_TV.scatter_add_(1, index_T1, torch.where(within_T, at_label, 0)[:, None])
-                tile_TV.copy_(wide_TV)  # nothing to do where they are one tensor
-                del wide_TV
-                if grad_hidden_TD is not None:
-                    _add_product(grad_hidden_TD[rows], tile_TV, weight)
-            if grad_head is not None:
-                turned_VT = grad_TV.t()
-                if turned_VT.dtype != grad.dtype:
-                    # oneDNN takes longer for a transposed left operand in bfloat16 than for a copy and a plain one.
-                    turned_VT = turned_VT.contiguous()
-                _set_product(grad_head[columns], turned_VT, hidden_TD)
-                del turned_VT
-            del grad_TV  # before the next one is made
-        return None if grad_hidden_TD is None else grad_hidden_TD.to(hidden_TD.dtype), grad_head, None, None, None
+            logits_TV = torch.mm(hidden_TD[rows], weight.t()).to(dtype)
+            within_T, index_T1 = _find(labels_T[rows], columns)
+            own_T = logits_TV.gather(1, index_T1).squeeze(1)
+            target_T += torch.where(within_T, (1 - smoothing) * own_T, 0)
+            if smoothing:
+                target_T += logits_TV.sum(1).mul_(smoothing / len(head))
+            larger_T = torch.maximum(largest_T, logits_TV.amax(1))
+            total_T.mul_((largest_T - larger_T).exp_()).add_(logits_TV.sub_(larger_T[:, None]).exp_().sum(1))
+            largest_T = larger_T
+        found.append(torch.stack([largest_T, total_T, target_T]))
+    none = hidden_TD.new_empty(3, 0, dtype=dtype)
+    return Scores(*torch.cat([none, *found], dim=1))
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """How the gradient of a token's logits is made of its softmax and its label.
+
+    Attributes:
+        scale_T: times the softmax.
+        at_label_T: added where the label is.
+        everywhere: taken from all; None: nothing.
+    """
+
+    scale_T: Tensor
+    at_label_T: Tensor
+    everywhere: Tensor | None = None
+
+
+def differentiate(
+    hidden_TD: Tensor,
+    head: Tensor,
+    labels_T: Tensor,
+    logsumexp_T: Tensor,
+    slopes: Slopes,
+    needed: Sequence[bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of the hidden states and of the head, those that are needed, in their dtypes.
+
+    Args:
+        hidden_TD, head, labels_T: as for `score_labels`; the head may be some rows of a larger one.
+        logsumexp_T: L over all rows.
+    """
+    dtype = logsumexp_T.dtype
+    grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=dtype) if needed[0] else None
+    grad_head = torch.empty_like(head, memory_format=torch.contiguous_format) if needed[1] else None
+    for columns in _runs(len(head), _COLUMNS):
+        weight = head[columns].to(hidden_TD.dtype)
+        grad_TV = hidden_TD.new_empty(len(hidden_TD), len(weight))
+        for rows in _runs(len(hidden_TD), _TOKENS):
+            tile_TV = torch.mm(hidden_TD[rows], weight.t(), out=grad_TV[rows])
+            wide_TV = tile_TV.to(dtype).sub_(logsumexp_T[rows, None]).exp_().mul_(slopes.scale_T[rows, None])
+            if slopes.everywhere is not None:
+                wide_TV.sub_(slopes.everywhere)
+            within_T, index_T1 = _find(labels_T[rows], columns)
+            wide_TV.scatter_add_(1, index_T1, torch.where(within_T, slopes.at_label_T[rows], 0)[:, None])
+            tile_TV.copy_(wide_TV)  # nothing to do where they are one tensor
+            del wide_TV
+            if grad_hidden_TD is not None:
+                _add_product(grad_hidden_TD[rows], tile_TV, weight)
+        if grad_head is not None:
+            turned_VT = grad_TV.t()
+            if turned_VT.dtype != dtype:
+                # oneDNN takes longer for a transposed left operand in bfloat16 than for a copy and a plain one.
+                turned_VT = turned_VT.contiguous()
+            _set_product(grad_head[columns], turned_VT, hidden_TD)
+            del turned_VT
+        del grad_TV  # before the next one is made
+    return None if grad_hidden_TD is None else grad_hidden_TD.to(hidden_TD.dtype), grad_head
+
+
+def refuse_second_derivative() -> None:
+    """Refuse to be differentiated again.
+
+    Raises:
+        UnsupportedError: the gradient is computed with a graph of its own.
+    """
+    if torch.is_grad_enabled():
+        # Only create_graph leads here. torch's once_differentiable would give a constant: what comes in is one.
+        raise UnsupportedError("linear_cross_entropy has no second derivative", "differentiate without create_graph")
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

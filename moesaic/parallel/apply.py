@@ -1,4 +1,4 @@
-"""The one order in which a model is given to ranks: experts, then shares of the rest, then sums of gradients."""
+"""The one order in which a model is given to ranks: experts, widths, embedding, the rest, then sums of gradients."""
 
 from torch.distributed.tensor import DTensor
 
@@ -7,16 +7,21 @@ from moesaic.comm.mesh import Mesh
 from moesaic.models.model import LanguageModel
 from moesaic.parallel.batch import SharedBatch
 from moesaic.parallel.data import apply_data_shard
+from moesaic.parallel.embedding import apply_embedding_parallel
 from moesaic.parallel.expert import apply_expert_parallel
 from moesaic.parallel.gradient import SharedGradients, build_buckets
+from moesaic.parallel.tensor import apply_tensor_parallel
 
 
-def apply_parallel(model: LanguageModel, mesh: Mesh, all_to_all: AllToAll | None = None) -> LanguageModel:
+def apply_parallel(
+    model: LanguageModel, mesh: Mesh, all_to_all: AllToAll | None = None, split_embedding: bool = False
+) -> LanguageModel:
     """Have a model computed by all ranks of a mesh; all ranks must call.
 
     Args:
         model: whole on each rank, with equal weights or without any; changed in place.
         all_to_all: how tokens travel along the mesh's axis of experts; None: each rank sends to each.
+        split_embedding: whether embedding table and head are in parts, one a rank.
     """
     batch = SharedBatch(mesh.everyone)
     mixtures = model.moe_layers().values()
@@ -24,6 +29,10 @@ def apply_parallel(model: LanguageModel, mesh: Mesh, all_to_all: AllToAll | None
         moe.batch = batch
     if mesh.expert.size(1) > 1:
         apply_expert_parallel(model, mesh, all_to_all or FlatAllToAll(mesh.expert.get_group("expert")))
+    if mesh.width is not None:
+        apply_tensor_parallel(model, mesh.width["tensor"])
+    if split_embedding:
+        apply_embedding_parallel(model, mesh.data)
     if mesh.dense.size(1) > 1:
         apply_data_shard(model, mesh)
     return model
@@ -42,6 +51,9 @@ def share_gradients(model: LanguageModel, mesh: Mesh, bucket_bytes: int) -> Shar
     # FSDP sums the gradients of what it spreads; what every rank keeps is summed here.
     kept = [each for each in others if not isinstance(each, DTensor)]
     buckets = build_buckets(kept, mesh.everyone, bucket_bytes)
+    if mesh.width is not None and mesh.dense.size(1) == 1 and mesh.width.size(0) > 1:
+        parts = [each for each in others if isinstance(each, DTensor) and each.device_mesh == mesh.width["tensor"]]
+        buckets += build_buckets(parts, mesh.width.get_group("data_replicate"), bucket_bytes)
     if mesh.expert.size(0) > 1:
         buckets += build_buckets(experts, mesh.expert.get_group("expert_replicate"), bucket_bytes)
     return SharedGradients(model, buckets, mesh.everyone)

@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moesaic.comm.collective import all_gather, all_reduce
+
 
 class SharedBatch:
     """This rank's part of a batch; the parts stand in the order of the ranks, and all ranks must ask alike."""
@@ -15,7 +17,7 @@ class SharedBatch:
     def total(self, counts: Tensor) -> Tensor:
         """Return the sum over all ranks."""
         total = counts.detach().clone()
-        dist.all_reduce(total, group=self._group)
+        all_reduce(total, self._group)
         return total
 
     def place(self, num_tokens: int) -> tuple[int, int]:
@@ -30,7 +32,7 @@ class SharedBatch:
         padded = rows_TX.detach().new_zeros(max(nums), *rows_TX.shape[1:])
         padded[: len(rows_TX)] = rows_TX.detach()
         gathered = [torch.empty_like(padded) for _ in nums]
-        dist.all_gather(gathered, padded, group=self._group)
+        all_gather(gathered, padded, self._group)
         parts = [part[:num] for part, num in zip(gathered, nums, strict=True)]
         parts[self._rank] = rows_TX
         return torch.cat(parts)
@@ -38,5 +40,5 @@ class SharedBatch:
     def _nums(self, num_tokens: int) -> list[int]:
         nums = torch.zeros(self._size, dtype=torch.int64)
         nums[self._rank] = num_tokens
-        dist.all_reduce(nums, group=self._group)
+        all_reduce(nums, self._group)
         return nums.tolist()

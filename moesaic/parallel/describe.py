@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.testing._internal.distributed.fake_pg  # noqa: F401 - importing it makes the backend 'fake' known
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from moesaic.comm.mesh import build_mesh
 from moesaic.config.run import RunConfig
@@ -31,8 +31,8 @@ def describe_layout(config: RunConfig, num_ranks: int) -> list[dict[str, Any]]:
     degrees = plan_degrees(config.parallel, config.model, num_ranks)
     model = build_model(config.model, device="meta")
     with _pretend(num_ranks):
-        mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert)
-        apply_parallel(model, mesh)
+        mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, tensor=degrees.tensor)
+        apply_parallel(model, mesh, split_embedding=degrees.splits_embedding)
         return [
             {
                 "name": name,
@@ -48,7 +48,7 @@ def describe_layout(config: RunConfig, num_ranks: int) -> list[dict[str, Any]]:
 def _num_parts(tensor: Tensor) -> int:
     if not isinstance(tensor, DTensor):
         return 1
-    sharded = [axis for axis, placement in enumerate(tensor.placements) if isinstance(placement, Shard)]
+    sharded = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]
     return math.prod(tensor.device_mesh.size(axis) for axis in sharded)
 
 
@@ -59,7 +59,7 @@ def _tell(tensor: Tensor) -> str:
     shards = [
         f"1/{tensor.device_mesh.size(axis)} over {names[axis]}"
         for axis, placement in enumerate(tensor.placements)
-        if isinstance(placement, Shard)
+        if not placement.is_replicate()
     ]
     return ", ".join(shards) or "whole"
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from moesaic.comm.collective import all_reduce
 from moesaic.parallel.part import local_part, num_copies
 
 _ALIGNED_BYTES = 256
@@ -88,7 +89,7 @@ class Bucket:
 
     def send(self) -> None:
         """Begin to sum."""
-        self._work = dist.all_reduce(self._buffer, group=self._group, async_op=True)
+        self._work = all_reduce(self._buffer, self._group, async_op=True)
 
     def wait(self) -> None:
         """Wait until the sum is there."""
@@ -159,7 +160,7 @@ class SharedGradients:
             if parameter.grad is not None:
                 part = torch.linalg.vector_norm(local_part(parameter.grad)).double()
                 squares += part.square().cpu() / num_copies(parameter, self._group.size())
-        dist.all_reduce(squares, group=self._group)
+        all_reduce(squares, self._group)
         return math.sqrt(squares)
 
     def clip(self, max_norm: float) -> float:

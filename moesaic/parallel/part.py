@@ -13,6 +13,11 @@ def local_part(tensor: Tensor) -> Tensor:
     return local.to_local() if isinstance(local, DTensor) else local
 
 
+def local_view(tensor: Tensor) -> Tensor:
+    """Return what this rank has of a tensor; gradients reach the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def num_copies(tensor: Tensor, num_ranks: int) -> int:
     """Return how many ranks have the same part of a tensor as this one."""
     if not isinstance(tensor, DTensor):

@@ -27,7 +27,7 @@ def evaluate(model: LanguageModel, batches: Iterable[Batch], world: World = ALON
     model.eval()
     total, num_labels = 0.0, 0
     for batch in batches:
-        part = batch.rows(world.rows(len(batch.ids_BS)))
+        part = batch.rows(world.rows(len(batch.ids_BS))).to(world.device)
         total += float(model.score(part.ids_BS, part.labels_BS, part.positions_BS, part.document_ids_BS)[0])
         num_labels += int((batch.labels_BS != IGNORED_LABEL).sum())
     return world.total([total])[0] / max(1, num_labels)

@@ -11,7 +11,10 @@ _LOADS_A_RUN = 200
 
 
 def metrics_row(state: TrainState, result: StepResult, step_seconds: float, num_steps: int) -> dict[str, Any]:
-    """Return the metrics of a step: losses in nats a token, times in seconds, loads as shares that sum to one."""
+    """Return the metrics of a step: losses in nats a token, times in seconds, loads as shares that sum to one.
+
+    Messages and bytes are those of the first process.
+    """
     row: dict[str, Any] = {
         "step": state.step,
         "loss": result.loss,
@@ -21,6 +24,7 @@ def metrics_row(state: TrainState, result: StepResult, step_seconds: float, num_
         "seconds": state.seconds,
         "tokens": state.tokens,
     }
+    row |= result.traffic
     loads = list(result.loads.values())
     if loads:
         row |= result.losses

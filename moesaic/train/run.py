@@ -59,7 +59,7 @@ def train(config: RunConfig, resume: str = "auto", console: Console | None = Non
     """
     if config.train.tensorboard:
         load_summary_writer()  # what is missing is told before anything is written
-    with join_world(config.parallel.timeout_s) as world:
+    with join_world(config.parallel.timeout_s, config.train.device) as world:
         if not world.is_first:
             console = Console(quiet=True)
         console = console or Console(stderr=True, soft_wrap=True, highlight=False, markup=False)

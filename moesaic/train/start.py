@@ -17,6 +17,7 @@ from moesaic.data.prepare import PreparedData, prepare
 from moesaic.data.vocabulary import fit_tokenizer
 from moesaic.errors import ConfigError, MemoryBudgetError
 from moesaic.hw.bfloat16 import computes_bfloat16
+from moesaic.hw.device import free_device_bytes
 from moesaic.hw.memory import available_bytes
 from moesaic.models.model import LanguageModel, build_model
 from moesaic.nn.init import init_weights
@@ -44,7 +45,8 @@ def resolve(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     found = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     missing = {key: value for key, value in found.items() if getattr(config.model, key) is None}
     model = config.model.model_copy(update=missing)
-    precision = config.train.precision or ("bfloat16" if computes_bfloat16() else "float32")
+    is_narrow = config.train.device == "cuda" or computes_bfloat16()
+    precision = config.train.precision or ("bfloat16" if is_narrow else "float32")
     return config.model_copy(update={"model": model, "train": config.train.model_copy(update={"precision": precision})})
 
 
@@ -82,15 +84,19 @@ def _new_model(config: RunConfig, start: str | None, world: World) -> tuple[Lang
         else:
             model = build_model(config.model)
             init_weights(model, config.model, config.train.seed)
+        model = model.to(world.device)
         return model, LocalGradients(model)
     degrees = plan_degrees(config.parallel, config.model, world.size)
-    mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, world.num_here)
+    mesh = build_mesh(
+        degrees.data_replicate, degrees.data_shard, degrees.expert, world.num_here, degrees.tensor, world.device.type
+    )
     tokens = config.train.micro_batch * config.data.sequence_length // world.size
     num_rows = tokens * min(config.model.experts_per_token, degrees.expert)
     row_bytes = config.model.hidden_size * DTYPES[str(config.train.precision)].itemsize
     all_to_all = choose_all_to_all(mesh, config.parallel.all_to_all, num_rows, row_bytes)
     # Without weights until each process has only its part of them to keep.
-    model = apply_parallel(build_model(config.model, device="meta"), mesh, all_to_all).to_empty(device="cpu")
+    model = build_model(config.model, device="meta")
+    model = apply_parallel(model, mesh, all_to_all, degrees.splits_embedding).to_empty(device=world.device)
     init_weights(model, config.model, config.train.seed, own_part)
     if start is not None:
         load_parts(model, _load_start(config.model, start).state_dict())
@@ -110,16 +116,19 @@ def check_memory(config: RunConfig, world: World) -> None:
     degrees = plan_degrees(config.parallel, config.model, world.size)
     model = build_model(config.model, device="meta")
     num_parameters, kind = degrees.own_parameters(model), config.optim.kind
-    needed = world.num_here * state_bytes(num_parameters, kind)
+    # Each has a GPU of its own; memory of the machine is shared.
+    on_gpu = world.device.type == "cuda"
+    sharing = 1 if on_gpu else world.num_here
+    needed = sharing * state_bytes(num_parameters, kind)
     without_copy = ""
-    if config.checkpoint.asynchronous:
+    if config.checkpoint.asynchronous and not on_gpu:
         total, _ = model.num_parameters()
         # All but the gradients, once over all processes.
         needed += world.num_here * (state_bytes(total, kind) - 4 * total) // world.size
         without_copy = "checkpoint.asynchronous = false, which saves without a copy, "
-    each = f" in each of {world.num_here} processes" if world.num_here > 1 else ""
+    each = f" in each of {sharing} processes" if sharing > 1 else ""
     more = "more machines, " if world.size > 1 else ""
-    if needed > (available := available_bytes()):
+    if needed > (available := free_device_bytes(world.device) if on_gpu else available_bytes()):
         raise MemoryBudgetError(
             f"training {format_count(num_parameters)} parameters{each} takes {format_bytes(needed)} before any "
             f"activation, {format_bytes(available)} are free",

@@ -95,7 +95,9 @@ class TrainState:
         moments = {}
         for name, parameter in self.model.named_parameters():
             for key in KEPT[kind]:
-                empty = torch.zeros(()) if key == "step" else torch.empty_like(parameter.detach())
+                empty = (
+                    torch.zeros((), device=parameter.device) if key == "step" else torch.empty_like(parameter.detach())
+                )
                 self.optimizer.state[parameter][key] = moments[f"{name}/{key}"] = empty
         return moments
 

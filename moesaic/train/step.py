@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from moesaic.comm.collective import TRAFFIC
 from moesaic.comm.world import ALONE, World
 from moesaic.config.run import RunConfig
 from moesaic.data.loader import Batch
@@ -29,6 +30,7 @@ class StepResult:
         loads: choices per expert, by layer.
         grad_norm: global norm before clipping.
         num_tokens: tokens of the batch.
+        traffic: messages and bytes that this process gave, by kind of collective; empty where it is alone.
     """
 
     loss: float
@@ -37,6 +39,7 @@ class StepResult:
     grad_norm: float
     learning_rate: float
     num_tokens: int
+    traffic: dict[str, int] = field(default_factory=dict)
 
 
 def train_step(
@@ -60,6 +63,7 @@ def train_step(
         TrainingError: the loss or the gradient is not finite; the parameters have not moved.
     """
     model.train()
+    TRAFFIC.take()  # what was sent between steps is no step's
     gradients = LocalGradients(model) if gradients is None else gradients
     gradients.clear()
     rate = learning_rate(step, config.train.steps, config.warmup_steps, config.optim)
@@ -75,7 +79,7 @@ def train_step(
         group["lr"] = rate
     optimizer.step()
     _balance(model, loads, config.model.bias_update_speed)
-    return StepResult(loss, losses, loads, grad_norm, rate, batch.ids_BS.numel())
+    return StepResult(loss, losses, loads, grad_norm, rate, batch.ids_BS.numel(), TRAFFIC.take())
 
 
 def _accumulate_gradients(
@@ -88,7 +92,7 @@ def _accumulate_gradients(
     micro_batches = list(_micro_batches(batch, config.train.micro_batch))
     for index, micro_batch in enumerate(micro_batches):
         share = len(micro_batch.ids_BS) / len(batch.ids_BS)
-        part = micro_batch.rows(world.rows(len(micro_batch.ids_BS)))
+        part = micro_batch.rows(world.rows(len(micro_batch.ids_BS))).to(world.device)
         summed, output = model.score(part.ids_BS, part.labels_BS, part.positions_BS, part.document_ids_BS)
         objective: Tensor = summed / max(1, num_labels)
         for name, value in output.losses.items():

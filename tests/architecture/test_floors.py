@@ -25,7 +25,7 @@ FOREIGN = {
     "cli": {"rich", "typer"},
     "train": {"rich", "torch"},
     "infer": {"torch"},
-    "bench": {"deepspeed", "gguf", "llama_cpp", "numpy", "safetensors", "torch", "transformers"},
+    "bench": {"deepspeed", "gguf", "llama_cpp", "matplotlib", "numpy", "safetensors", "torch", "transformers"},
     "checkpoint": {"huggingface_hub", "numpy", "safetensors", "torch"},
     "data": {"datasets", "huggingface_hub", "numpy", "torch"},
     "optim": {"torch"},

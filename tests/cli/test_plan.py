@@ -173,11 +173,17 @@ def test_option_is_refused_when_it_says_nothing_of_a_recipe(
 def test_layout_of_a_recipe_is_told_when_ranks_are_given(cli: Run, recipe_file: RecipeFile) -> None:
     recipe = recipe_file({"parallel.data_shard": 4})
     facts = json.loads(_plan(cli, recipe, "--ranks", "8", "--json"))
-    assert facts["degrees"] == {"data_replicate": 2, "data_shard": 4, "expert": 4}
+    assert facts["degrees"] == {
+        "data_replicate": 2,
+        "data_shard": 4,
+        "expert": 4,
+        "tensor": 1,
+        "splits_embedding": False,
+    }
     assert facts["state_bytes"] == sum(group["state_bytes"] for group in facts["parameters"])
     assert facts["whole_bytes"] / 4 == pytest.approx(facts["state_bytes"], rel=0.05)
     told = _plan(cli, recipe, "--ranks", "8")
-    assert "8 ranks: data_replicate 2, data_shard 4, expert 4" in told
+    assert "8 ranks: data_replicate 2, data_shard 4, expert 4, tensor 1" in told
     experts = next(line for line in told.splitlines() if line.startswith("moe.experts.gate_up"))
     assert experts.split()[1:6] == ["2", "1/4", "over", "expert", "2"]
 

@@ -51,9 +51,9 @@ def test_logits_are_those_of_the_cpu_when_a_device_computes(
 ) -> None:
     expected = _logits(load_model(ids_folder, dtype))
     found = _logits_on_device(ids_folder, dtype, slots, monkeypatch)
-    # Each of some layers and products may be off by one tolerance.
+    # Each of some layers and products may be off by one tolerance; routing weights are float32 in any model.
     for one, other in zip(expected, found, strict=True):
-        assert relative_error(other, one) < 10 * TOLERANCES[one.dtype]
+        assert relative_error(other, one) < 10 * TOLERANCES[torch.float32]
     whole = _logits_on_device(ids_folder, dtype, (NUM_PAGES, NUM_PAGES), monkeypatch)
     assert all(torch.equal(one, other) for one, other in zip(whole, found, strict=True)), "slots never show"
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from moesaic.testing.tolerance import is_close
 from tests.integrations.experts import build_experts, call, draw_routing, experts_classes, gradients
 
 GATE, BIAS = "it applies its gate in a way of its own", "its experts have biases"
-# The classes that are not of our kind, as far as transformers 5.23; each other one is ours.
+# The classes that are not of our kind, as far as this release of transformers; each other one of it is ours.
+LAST_READ = (5, 24)
 REASONS = {
     "AriaExperts": "its weights are stored transposed",
     "BeamExperts": GATE,
@@ -26,12 +28,15 @@ REASONS = {
     "Glm5NextTextExperts": GATE,
     "GptOssExperts": BIAS,
     "HYV4Experts": GATE,
+    "HYV4VLExperts": GATE,
     "Inkling2Experts": GATE,
+    "Inkling2LoopExperts": GATE,
     "MiniMaxM3VLExperts": GATE,
     "MuseSparkExperts": "a norm follows each of its experts",
     "NemotronHExperts": "its experts have no gate",
     "OpenAIPrivacyFilterExperts": BIAS,
 }
+INSTALLED = tuple(map(int, transformers.__version__.split(".")[:2]))
 
 
 def _reason(experts: nn.Module) -> str:
@@ -47,7 +52,8 @@ def test_output_and_gradients_equal_eager_when_the_class_is(kind: type[nn.Module
     found, expected = gradients(experts, NAME, routing), gradients(experts, "eager", routing)
     assert all(is_close(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
     experts.config._experts_implementation = NAME
-    assert _reason(experts) == REASONS.get(kind.__name__, NAME)
+    if kind.__name__ in REASONS or INSTALLED <= LAST_READ:  # a later release has classes that nobody has read yet
+        assert _reason(experts) == REASONS.get(kind.__name__, NAME)
 
 
 @given(data=st.data())

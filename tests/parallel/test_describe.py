@@ -19,7 +19,8 @@ def _kept(changes: Changes) -> dict[str, int]:
     config = twin_config(changes)
     degrees = plan_degrees(config.parallel, config.model, dist.get_world_size())
     model = twin_model(config)
-    apply_parallel(model, build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert))
+    mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, tensor=degrees.tensor)
+    apply_parallel(model, mesh, split_embedding=degrees.splits_embedding)
     return {name: local_part(parameter).numel() for name, parameter in model.named_parameters()}
 
 
@@ -29,6 +30,9 @@ def _kept(changes: Changes) -> dict[str, int]:
         {"parallel.expert": 4},
         {"parallel.expert": 2, "parallel.data_shard": 2},
         {"parallel.expert": 1, "parallel.data_shard": 4},
+        {"parallel.expert": 4, "parallel.tensor": 2},
+        {"parallel.embedding": "split", "parallel.data_shard": 2, "parallel.tensor": 2},
+        {"parallel.expert": 2, "parallel.tensor": 2, "parallel.data_shard": 2},
     ],
 )
 def test_layout_is_what_the_first_rank_keeps_when_there_are_ranks(changes: Changes, pools: Pools) -> None:
@@ -48,6 +52,10 @@ def test_placements_are_told_in_words_when_ranks_are_thousands() -> None:
     assert (query["placement"], query["copies"]) == ("1/4 over data_shard", 1024)
     assert experts["elements"] * 8 == experts["shape"][0] * experts["shape"][1] * experts["shape"][2]
     assert not dist.is_initialized(), "nobody was met"
+    heads = describe_layout(twin_config({"parallel.tensor": 2, "parallel.data_shard": 4}), 64)
+    output, norm = _find(heads, "0.attention.output.weight"), _find(heads, "0.mlp_norm.weight")
+    assert (output["placement"], output["copies"]) == ("1/4 over data_shard, 1/2 over tensor", 8)
+    assert (norm["placement"], norm["copies"]) == ("1/8 over data_shard", 8)
     plain = describe_layout(twin_config({"parallel.expert": 1}), 2)
     assert {each["placement"] for each in plain} == {"whole"}
 

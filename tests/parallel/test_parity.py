@@ -23,11 +23,13 @@ LAYOUTS: dict[str, Changes] = {
     "replicas": {"parallel.expert": 1},
     "shares": {"parallel.expert": 1, "parallel.data_shard": 2},
     "experts_and_shares": {"parallel.expert": 2, "parallel.data_shard": 2},
+    "heads": {"parallel.tensor": 2},
+    "split_embedding": {"parallel.embedding": "split"},
 }
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-@pytest.mark.parametrize("layout", ["experts", "replicas"])
+@pytest.mark.parametrize("layout", ["experts", "replicas", "heads"])
 def test_two_ranks_equal_one_process_when_tokens_are_routed(router: str, layout: str, pools: Pools) -> None:
     assert pools(2).run(differences, ROUTERS[router] | LAYOUTS[layout]) == [{}, {}]
 
@@ -42,7 +44,7 @@ def test_two_ranks_equal_one_process_when_tokens_are_routed(router: str, layout:
         {"train.recompute": True},
         {"model.mlp_only_layers": [0]},
         {"model.num_experts": 0, "parallel.expert": 1},
-        {"model.tie_word_embeddings": True},
+        {"model.tie_word_embeddings": True, "parallel.embedding": "whole"},
         {"model.pregated": True},
         {"optim.kind": "lion"},
         {"parallel.bucket_bytes": 1024},
@@ -53,11 +55,36 @@ def test_two_ranks_equal_one_process_when_a_recipe_differs(layout: str, changes:
     assert pools(2).run(differences, LAYOUTS[layout] | changes) == [{}, {}]
 
 
+WIDTHS: dict[str, Changes] = {
+    "biases": {"model.attention_bias": True, "model.attention_output_bias": True},
+    "norm_of_heads": {"model.qk_norm": "head"},
+    "norm_of_width": {"model.qk_norm": "width", "model.clip_qkv": 0.5},
+    "shared_expert": ROUTERS["shared_expert"],
+    "one_row": {"train.batch_size": 1},
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_two_ranks_equal_one_process_when_they_share_heads(width: str, recompute: bool, pools: Pools) -> None:
+    changes = {"parallel.tensor": 2, "train.recompute": recompute, **WIDTHS[width]}
+    assert pools(2).run(differences, changes) == [{}, {}]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("shard", [1, 2])
+@pytest.mark.parametrize("expert", [1, 4])
+def test_four_ranks_equal_one_process_when_they_share_heads(expert: int, shard: int, width: str, pools: Pools) -> None:
+    changes = {"parallel.expert": expert, "parallel.data_shard": shard, "parallel.tensor": 2, **WIDTHS[width]}
+    assert pools(4).run(differences, changes) == [{}] * 4
+
+
 @pytest.mark.parametrize("shard", [1, 2, 4])
 @pytest.mark.parametrize("expert", [1, 2, 4])
 def test_four_ranks_equal_one_process_when_spread_in_two_dimensions(expert: int, shard: int, pools: Pools) -> None:
     changes = {"parallel.expert": expert, "parallel.data_shard": shard, "train.micro_batch_size": 4}
-    assert pools(4).run(differences, changes) == [{}] * 4
+    for embedding in ("whole", "split"):
+        assert pools(4).run(differences, changes | {"parallel.embedding": embedding}) == [{}] * 4
 
 
 @pytest.mark.parametrize("kind", ["flat", "hierarchical", "auto"])

@@ -71,9 +71,9 @@ def step_together(config: RunConfig) -> dict[str, Tensor]:
     world = World(dist.get_rank(), dist.get_world_size())
     degrees = plan_degrees(config.parallel, config.model, world.size)
     # As if there were two ranks on each machine.
-    mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, 2)
+    mesh = build_mesh(degrees.data_replicate, degrees.data_shard, degrees.expert, 2, degrees.tensor)
     all_to_all = choose_all_to_all(mesh, config.parallel.all_to_all, 100, 100)
-    model = apply_parallel(twin_model(config), mesh, all_to_all)
+    model = apply_parallel(twin_model(config), mesh, all_to_all, degrees.splits_embedding)
     gradients = share_gradients(model, mesh, config.parallel.bucket_bytes)
     return _steps(model, config, world, gradients)
 

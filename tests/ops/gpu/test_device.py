@@ -1,5 +1,6 @@
 """What only a real device can show."""
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def _waiting_is_an_error() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the mode does not see every way of waiting
+        torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
 
