@@ -33,7 +33,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         CheckpointError: writing failed, such as on a full disk; `folder` is as it was.
     """
     folder = folder.absolute()
-    temporary = folder.with_name(f"{_TEMPORARY}{folder.name}")
+    temporary = temporary_folder(folder)
     replaced = folder.with_name(f"{_REPLACED}{folder.name}")
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"cannot write '{folder}': it is a file", "give the name of a folder")
@@ -57,10 +57,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             replaced.rename(folder)
         if not isinstance(failure, OSError | SafetensorError):
             raise
-        raise CheckpointError(
-            f"cannot write '{folder}': {failure}",
-            "free some space or choose another folder; what was saved before is whole",
-        ) from failure
+        raise write_error(folder, failure) from failure
+
+
+def temporary_folder(folder: Path) -> Path:
+    """Return where `atomic_folder` lets a folder be filled."""
+    folder = folder.absolute()
+    return folder.with_name(f"{_TEMPORARY}{folder.name}")
+
+
+def write_error(folder: Path, failure: Exception) -> CheckpointError:
+    """Say that a folder could not be written."""
+    return CheckpointError(
+        f"cannot write '{folder}': {failure}",
+        "free some space or choose another folder; what was saved before is whole",
+    )
 
 
 def remove_leftovers(parent: Path, name: str | None = None) -> None:
@@ -84,7 +95,7 @@ def remove_leftovers(parent: Path, name: str | None = None) -> None:
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a kill at any moment leaves no half of it under its own name."""
     remove_leftovers(folder.parent, folder.name)
-    temporary = folder.with_name(f"{_TEMPORARY}{folder.name}")
+    temporary = temporary_folder(folder)
     folder.rename(temporary)
     shutil.rmtree(temporary)
 

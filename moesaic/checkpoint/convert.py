@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from moesaic.checkpoint.export import export_tensors
-from moesaic.checkpoint.folder import find_model, find_tokenizer
+from moesaic.checkpoint.folder import find_model, find_tokenizer, is_checkpoint, load_config
 from moesaic.checkpoint.load import choose_dtype, read_each
+from moesaic.checkpoint.manifest import check_content, list_files
 from moesaic.checkpoint.page_index import PageIndex
 from moesaic.checkpoint.repack import Progress, repack_model
+from moesaic.checkpoint.store import MODEL
 from moesaic.checkpoint.stored import open_model
 from moesaic.memory.disk import Disk
 
@@ -24,6 +26,7 @@ def convert_to_hf(source: str, target: Path, dtype: str | None) -> bool:
     """
     asked = choose_dtype(dtype)
     folder = find_model(source)
+    _check_content(folder)
     stored = open_model(folder)
     stored.check_exact()
     kept = asked or stored.dtype
@@ -45,4 +48,14 @@ def convert_to_moesaic(
 ) -> PageIndex:
     """Write a repacked model `target` from the same; arguments and errors are those of `repack_model`."""
     choose_dtype(dtype)
-    return repack_model(find_model(source), target, bits, dtype, on_progress, core_bits)
+    folder = find_model(source)
+    _check_content(folder)
+    return repack_model(folder, target, bits, dtype, on_progress, core_bits)
+
+
+def _check_content(folder: Path) -> None:
+    """Compare the checksums of a checkpoint's weights; no other folder has any beside its records."""
+    if is_checkpoint(folder):
+        load_config(folder)  # what is no model is told first
+        files = list_files(folder, MODEL)
+        check_content(folder, files, list(files))

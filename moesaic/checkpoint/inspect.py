@@ -27,8 +27,7 @@ def inspect_checkpoint(name: str | Path) -> dict[str, Any]:
     model, stored, sources = opened.model, opened.tensors, opened.sources
     config = model.config
     num_bytes = {
-        parameter: sum(stored.stored[each].extent.num_bytes for each in source.names)
-        for parameter, source in sources.items()
+        parameter: sum(stored.stored[each].num_bytes for each in source.names) for parameter, source in sources.items()
     }
     dense_bytes = sum(num_bytes[parameter] for parameter in opened.dense_names)
     expert_bytes = sum(num_bytes.values()) - dense_bytes

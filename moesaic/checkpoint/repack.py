@@ -152,9 +152,9 @@ def _check(stored: StoredModel, bits: int | None, kept: torch.dtype) -> None:
 def _plan(stored: StoredModel, bits: int | None, core_bits: int | None, kept: torch.dtype) -> dict[str, Any]:
     """Return what decides every byte that is written."""
     folder = stored.tensors.folder
-    files = {tensor.extent.file for tensor in stored.tensors.stored.values()} | {config_file(folder)}
+    files = stored.tensors.files | {config_file(folder)}
     files |= {folder / PAGES} if stored.repacked is not None else set()
-    stamps = {file.name: file.stat() for file in sorted(files)}
+    stamps = {str(file.relative_to(folder)): file.stat() for file in sorted(files)}
     return {
         "version": __version__,
         "source": str(folder.resolve()),

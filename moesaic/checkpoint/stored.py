@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from moesaic.checkpoint.folder import is_checkpoint, load_config
+from moesaic.checkpoint.manifest import list_files
 from moesaic.checkpoint.mapping import Source, plan_sources, quantised_dtype
 from moesaic.checkpoint.page_index import CORE, PAGES, PageIndex
 from moesaic.checkpoint.tensors import FLOATS, TensorFolder
@@ -90,7 +91,10 @@ def open_model(folder: Path) -> StoredModel:
     index = PageIndex.load(folder) if (folder / PAGES).is_file() else None
     if index is not None and index.core_bits is not None:
         apply_quantised_linear(model)
-    tensors = TensorFolder(folder, None if index is None else [CORE])
+    names = None if index is None else [CORE]
+    if is_checkpoint(folder):
+        names = list(list_files(folder, "model"))
+    tensors = TensorFolder(folder, names)
     has_our_names = config.model_type == NATIVE or is_checkpoint(folder)
     family = None if has_our_names else find_family(config.model_type)
     shapes = {

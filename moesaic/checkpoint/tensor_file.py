@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +41,10 @@ def write_tensor_file(
     checksums = []
     try:
         with beside.open("wb") as file:
-            file.write(_header(entries))
+            file.write(header_of(entries))
             for (name, (shape, dtype)), tensor in zip(entries.items(), tensors, strict=True):
                 assert (tuple(tensor.shape), tensor.dtype) == (tuple(shape), dtype), f"'{name}' is as its entry says"
-                content = tensor.reshape(-1).view(torch.uint8).numpy().data
+                content = bytes_of(tensor)
                 checksums.append(zlib.crc32(content))
                 file.write(content)
             file.flush()
@@ -57,12 +58,25 @@ def write_tensor_file(
     return checksums
 
 
-def _header(entries: Mapping[str, tuple[Sequence[int], torch.dtype]]) -> bytes:
-    """Return 8 bytes of length and that many of JSON."""
-    content, end = {}, 0
+def header_of(
+    entries: Mapping[str, tuple[Sequence[int], torch.dtype]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return what a file begins with: 8 bytes of length and that many of JSON.
+
+    Args:
+        entries: as for `write_tensor_file`.
+        metadata: text by name that the file holds beside; None: none.
+    """
+    content: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
     for name, (shape, dtype) in entries.items():
         begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
         content[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(content).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the values of a tensor as bytes, row-major; of a contiguous one of the host the memory is shared."""
+    return tensor.cpu().reshape(-1).view(torch.uint8).numpy().data

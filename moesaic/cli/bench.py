@@ -114,6 +114,26 @@ def bench_infer(
     _give(result, out)
 
 
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    repeats: int = typer.Option(5, min=3, help="Rounds."),
+    out: Path | None = _OUT,
+    ranks: int = typer.Option(2, min=2, help="Processes that save and load."),
+    folder: Path | None = typer.Option(None, help="Where the files go, 3 GB; unset: the folder of temporary files."),
+) -> None:
+    """Save and load 1 GB of training state, against torch.save and torch.load; the last line is one JSON object."""
+    _check_out(out)
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--folder '{folder}' is no folder", "make it first")
+    from moesaic.bench.checkpoint import bench_checkpoint as run
+
+    with error_console().status("saving and loading"):
+        result = run(ranks, repeats, folder)
+    result["command"] = f"moesaic bench checkpoint --repeats {repeats} --ranks {ranks}"
+    _print_checkpoint(result)
+    _give(result, out)
+
+
 @bench_app.command("scale")
 def bench_scale(
     ranks: str = typer.Option("1,2,4,8", help="Numbers of processes to train with here, ascending."),
@@ -253,6 +273,15 @@ def _print_ranks(result: dict[str, Any]) -> None:
             rate, peak = case["tokens_per_s"][program], case["peak_mib"][program]
             table.add_row(name, program, f"{times['median_ms']:.1f}", f"{rate:,}", f"{peak:,.0f}")
     _print_with_targets(table, all_targets)
+
+
+def _print_checkpoint(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("what", "ms", "+-", title=f"1 GB of state, {result['machine']['ranks']} ranks")
+    for name, times in result["cases"][0]["times"].items():
+        table.add_row(name, f"{times['median_ms']:.1f}", f"{times['iqr_ms']:.1f}")
+    _print_with_targets(table, {case["name"]: case["targets"] for case in result["cases"]})
 
 
 def _print_scale(result: dict[str, Any]) -> None:

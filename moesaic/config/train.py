@@ -58,5 +58,10 @@ class CheckpointConfig(Section):
     """When a run saves, and what it keeps."""
 
     every: int = Field(100, gt=0, description="steps between checkpoints; the last step is always saved")
+    asynchronous: bool = Field(
+        True,
+        description="write while training goes on, from a copy in memory of what each process writes; false: without "
+        "the copy, and training waits",
+    )
     keep_last: int = Field(2, gt=0, description="most recent checkpoints to keep")
     keep_best: bool = Field(True, description="also keep the checkpoint with the lowest held-out loss")

@@ -60,6 +60,10 @@ class WeightsFile:
         self._fill(offset - before, buffer[:length], before + num_bytes)
         return buffer[before : before + num_bytes]
 
+    def prefetch(self, offset: int, num_bytes: int) -> None:
+        """Have bytes brought into the page cache, without waiting for them."""
+        os.posix_fadvise(self._descriptor, offset, num_bytes, os.POSIX_FADV_WILLNEED)
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)

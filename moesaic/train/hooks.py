@@ -4,12 +4,14 @@ import math
 from pathlib import Path
 from typing import Any, Protocol
 
-from moesaic.checkpoint.store import CheckpointStore
+from moesaic.checkpoint.agreement import Agreement
+from moesaic.checkpoint.saver import Saver
+from moesaic.checkpoint.store import CheckpointStore, Snapshot
 from moesaic.config.run import RunConfig
 from moesaic.errors import ConfigError, TrainingError
 from moesaic.telemetry.metrics import MetricsFile
 from moesaic.train.evaluate import evaluate, held_out_batches
-from moesaic.train.state import TrainState
+from moesaic.train.state import TrainState, check_finite
 
 Row = dict[str, Any]
 
@@ -71,13 +73,38 @@ class MetricsHook:
 
 
 class SaveHook:
-    """Save a checkpoint every so many steps and after the last one."""
+    """Save a checkpoint every so many steps and after the last one, beside the steps that follow.
 
-    def __init__(self, config: RunConfig, store: CheckpointStore, metrics: MetricsFile | None) -> None:
-        """Take the metrics where this process writes them."""
+    Args:
+        config: the recipe.
+        store: where checkpoints go.
+        state: what is saved.
+        metrics: where this process writes them; None: another one does.
+        saves: the file that tells of each save.
+    """
+
+    def __init__(
+        self, config: RunConfig, store: CheckpointStore, state: TrainState, metrics: MetricsFile | None, saves: Path
+    ) -> None:
         self.config = config
-        self.store = store
-        self.metrics = metrics
+        self._saves = saves
+        self._saver = Saver(
+            store,
+            Agreement.apart(state.world, config.parallel.timeout_s),
+            config.checkpoint.asynchronous,
+            check=lambda shares, values: check_finite(self._step, shares, values),
+            # A checkpoint has its rows behind it.
+            before=None if metrics is None else metrics.sync,
+            report=self._report,
+        )
+        self._step = state.step
+        # What is saved is moved here, and nowhere else.
+        self._moving = state.optimizer.register_step_pre_hook(lambda *_: self._saver.wait_copied())
+
+    @property
+    def has_failed(self) -> bool:
+        """Tell whether a checkpoint could not be written; `wait` tells why."""
+        return self._saver.has_failed
 
     def after_step(self, state: TrainState, row: Row) -> None:
         """Save where it is due."""
@@ -85,20 +112,38 @@ class SaveHook:
             self.save(state)
 
     def save(self, state: TrainState) -> None:
-        """Save now, after the rows that the checkpoint has behind it; all processes must call, and the first writes.
+        """Begin to save; all processes must call.
+
+        Raises:
+            TrainingError, CheckpointError: as `wait`, of the checkpoint before.
+        """
+        self._saver.begin(lambda: self._collect(state))
+
+    def wait(self) -> None:
+        """Wait until the checkpoint under way is written, after the rows that it has behind it.
 
         Raises:
             TrainingError: a parameter is not finite.
-            CheckpointError: the disk is full, or the folder cannot be written.
+            CheckpointError: the disk is full, or the folder cannot be written, in some process.
         """
-        state.check_finite()
-        snapshot = state.snapshot(self.config)
-        if self.metrics is not None:
-            self.metrics.sync()
-            self.store.save(snapshot)
+        self._saver.wait()
+
+    def abandon(self) -> None:
+        """Leave the checkpoint under way unwritten: the process ends at once."""
+        self._saver.abandon()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Wait for the checkpoint under way; errors are those of `wait`."""
+        self._moving.remove()
+        self.wait()
+
+    def _collect(self, state: TrainState) -> Snapshot:
+        self._step = state.step
+        return state.snapshot(self.config)
+
+    def _report(self, row: Row) -> None:
+        with MetricsFile(self._saves) as file:
+            file.append(row)
 
 
 def load_summary_writer() -> Any:

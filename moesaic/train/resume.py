@@ -1,8 +1,10 @@
 """Which checkpoint a run continues from, and whether it may."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from moesaic.checkpoint.store import CheckpointStore, Snapshot
+from moesaic.checkpoint.store import CheckpointStore
 from moesaic.config.load import check_section
 from moesaic.config.run import RunConfig
 from moesaic.errors import CheckpointError, ConfigError
@@ -34,8 +36,8 @@ def choose_checkpoint(store: CheckpointStore, resume: str) -> Path | None:
     return Path(resume)
 
 
-def check_resumable(snapshot: Snapshot, config: RunConfig) -> dict[str, tuple[object, object]]:
-    """Compare a recipe with the one a checkpoint was made with.
+def check_resumable(state: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[object, object]]:
+    """Compare a recipe with the one a checkpoint was made with, of which `read_state` gave this.
 
     Returns:
         The keys that differ, each with (value now, value then), all of them such that a run may change.
@@ -45,8 +47,8 @@ def check_resumable(snapshot: Snapshot, config: RunConfig) -> dict[str, tuple[ob
         CheckpointError: the checkpoint's own recipe cannot be read.
     """
     try:
-        before = check_section(RunConfig, dict(snapshot.state["config"]), "the checkpoint's recipe")
-        step = int(snapshot.state["step"])
+        before = check_section(RunConfig, dict(state["config"]), "the checkpoint's recipe")
+        step = int(state["step"])
     except (KeyError, TypeError, ValueError, ConfigError) as failure:
         raise CheckpointError(
             f"the checkpoint does not tell its recipe and step: {failure}", "resume from another one"

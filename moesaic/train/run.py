@@ -1,5 +1,6 @@
 """A whole run: prepare, train step by step, and leave a model and a report behind."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from rich.console import Console
 
 from moesaic.checkpoint.atomic import atomic_folder
-from moesaic.checkpoint.store import CheckpointStore, Snapshot, load_snapshot
+from moesaic.checkpoint.manifest import read_state
+from moesaic.checkpoint.store import CheckpointStore
 from moesaic.comm.failure import name_rank
 from moesaic.comm.world import World, join_world
 from moesaic.config.load import save_recipe
@@ -54,7 +56,7 @@ def train(config: RunConfig, resume: str = "auto", console: Console | None = Non
         console: where progress goes; None: standard error.
 
     Raises:
-        MoesaicError: see `choose_checkpoint`, `prepare`, `train_step` and `CheckpointStore.save`.
+        MoesaicError: see `choose_checkpoint`, `prepare`, `train_step` and `Saver.wait`.
     """
     if config.train.tensorboard:
         load_summary_writer()  # what is missing is told before anything is written
@@ -86,7 +88,8 @@ class _Begun:
 
     config: RunConfig
     store: CheckpointStore
-    snapshot: Snapshot | None
+    checkpoint: Path | None
+    saved: Mapping[str, Any]
     prepared: PreparedData
 
 
@@ -101,25 +104,26 @@ def _begin(folder: RunFolder, config: RunConfig, resume: str, console: Console, 
     )
     config = resolve(config, tokenizer)
     check_memory(config, world)
-    snapshot = None if checkpoint is None else load_snapshot(checkpoint)
-    if snapshot is not None:
-        for key, (now, then) in check_resumable(snapshot, config).items():
+    saved: Mapping[str, Any] = {}
+    if checkpoint is not None:
+        saved = read_state(checkpoint)
+        for key, (now, then) in check_resumable(saved, config).items():
             console.print(f"{key} is {now}, was {then} before")
     prepared = prepare_data(config, tokenizer, console)
-    if world.is_first and (snapshot is None or not folder.tokenizer.is_dir()):
+    if world.is_first and (checkpoint is None or not folder.tokenizer.is_dir()):
         with atomic_folder(folder.tokenizer) as target:
             tokenizer.save(target)
-    return _Begun(config, store, snapshot, prepared)
+    return _Begun(config, store, checkpoint, saved, prepared)
 
 
 def _train_in(folder: RunFolder, begun: _Begun, console: Console, world: World) -> Outcome:
-    config, snapshot = begun.config, begun.snapshot
-    state = new_state(config, begun.prepared, snapshot is None, world)
-    if snapshot is not None:
-        state.restore(snapshot)
+    config, checkpoint = begun.config, begun.checkpoint
+    state = new_state(config, begun.prepared, checkpoint is None, world)
+    if checkpoint is not None:
+        state.restore(checkpoint, begun.saved)
     if world.is_first:
         _write_start(folder, config, begun.store, state.step)
-    schedule_layers(state, config, folder.schedule, snapshot is not None, console)
+    schedule_layers(state, config, folder.schedule, checkpoint is not None, console)
     total, active = state.model.num_parameters()
     console.print(
         f"{format_count(total)} parameters, {format_count(active)} active for a token; "

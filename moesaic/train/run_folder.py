@@ -19,6 +19,7 @@ class RunFolder:
         self.config = path / "config.toml"
         self.schedule = path / "schedule.json"
         self.metrics = path / "metrics.jsonl"
+        self.saves = path / "saves.jsonl"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
         self.tokenizer = path / "tokenizer"

@@ -110,21 +110,29 @@ def check_memory(config: RunConfig, world: World) -> None:
         world: the processes that share the state; those of this machine share its memory.
 
     Raises:
-        MemoryBudgetError: weights, gradients and moments exceed the free memory.
+        MemoryBudgetError: weights, gradients and moments, and the copy that checkpoints are written from, exceed the
+            free memory.
     """
     degrees = plan_degrees(config.parallel, config.model, world.size)
-    num_parameters = degrees.own_parameters(build_model(config.model, device="meta"))
+    model = build_model(config.model, device="meta")
+    num_parameters, kind = degrees.own_parameters(model), config.optim.kind
     # Each has a GPU of its own; memory of the machine is shared.
     on_gpu = world.device.type == "cuda"
     sharing = 1 if on_gpu else world.num_here
-    needed = sharing * state_bytes(num_parameters, config.optim.kind)
+    needed = sharing * state_bytes(num_parameters, kind)
+    without_copy = ""
+    if config.checkpoint.asynchronous and not on_gpu:
+        total, _ = model.num_parameters()
+        # All but the gradients, once over all processes.
+        needed += world.num_here * (state_bytes(total, kind) - 4 * total) // world.size
+        without_copy = "checkpoint.asynchronous = false, which saves without a copy, "
     each = f" in each of {sharing} processes" if sharing > 1 else ""
     more = "more machines, " if world.size > 1 else ""
     if needed > (available := free_device_bytes(world.device) if on_gpu else available_bytes()):
         raise MemoryBudgetError(
             f"training {format_count(num_parameters)} parameters{each} takes {format_bytes(needed)} before any "
             f"activation, {format_bytes(available)} are free",
-            f"choose a smaller model, {more}or optim.kind = 'lion', which keeps one moment",
+            f"choose a smaller model, {more}{without_copy}or optim.kind = 'lion', which keeps one moment",
         )
 
 

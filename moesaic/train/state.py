@@ -1,12 +1,17 @@
 """Everything that moves during a run, and how it is saved and brought back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from moesaic.checkpoint.store import Snapshot
+from moesaic.checkpoint.agreement import Agreement
+from moesaic.checkpoint.restore import restore_tensors
+from moesaic.checkpoint.shard import Share
+from moesaic.checkpoint.store import MODEL, OPTIMIZER, RANDOM, Snapshot
 from moesaic.comm.world import ALONE, World
 from moesaic.config.run import RunConfig
 from moesaic.data.loader import Loader
@@ -14,7 +19,6 @@ from moesaic.errors import CheckpointError, TrainingError
 from moesaic.models.model import LanguageModel
 from moesaic.optim.table import KEPT
 from moesaic.parallel.gradient import Gradients
-from moesaic.parallel.part import load_parts, local_part, own_part, whole
 
 
 @dataclass
@@ -40,34 +44,17 @@ class TrainState:
     seconds: float = 0.0
     held_out_loss: float | None = None
 
-    def check_finite(self) -> None:
-        """Refuse to go on with a model that has diverged.
-
-        Raises:
-            TrainingError: a parameter holds a value that is not finite.
-        """
-        for name, parameter in self.model.named_parameters():
-            if not local_part(parameter).isfinite().all():
-                raise TrainingError(
-                    f"step {self.step}: parameter '{name}' is no longer finite; nothing is saved from here on",
-                    "lower optim.learning_rate; what was saved before is finite",
-                )
-
     def snapshot(self, config: RunConfig) -> Snapshot:
-        """Collect the state; tensors are not copied, so save before the next step.
-
-        What is spread over processes is brought together; all must call.
-        """
+        """Collect the state; tensors are not copied, and those that are spread over processes stay so."""
         # First of all: after an evaluation, this is what lets go of parameters that FSDP has gathered.
         weights = self.model.state_dict()
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         moments = {
-            f"{names[parameter]}/{key}": whole(torch.as_tensor(value))
+            f"{names[parameter]}/{key}": torch.as_tensor(value)
             for parameter, state in self.optimizer.state.items()
             for key, value in state.items()
         }
         plain = {
-            "format": 1,
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -75,58 +62,61 @@ class TrainState:
             "loader": self.loader.state_dict(),
             "config": config.model_dump(mode="json"),
         }
-        tensors = {
-            "model": {name: whole(tensor) for name, tensor in weights.items()},
-            "optimizer": moments,
-            "random": {"torch": torch.get_rng_state()},
-        }
-        return Snapshot(plain, tensors)
+        # Random choices are of the whole batch, so all processes draw alike: one state is that of all.
+        return Snapshot(plain, {MODEL: weights, OPTIMIZER: moments, RANDOM: {"torch": torch.get_rng_state()}})
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take over a saved state, bit for bit.
+    def restore(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Take over a checkpoint, bit for bit, whatever processes wrote it; all must call.
+
+        Args:
+            path: the checkpoint.
+            state: what `read_state` says of it.
 
         Raises:
-            CheckpointError: a part is missing, or its tensors do not fit this model or optimizer.
+            CheckpointError: a part is missing or damaged, or its tensors do not fit this model or optimizer.
             DataError: the data has changed since.
         """
         try:
-            self._restore_weights(snapshot.tensors["model"])
-            self._restore_moments(snapshot.tensors["optimizer"], snapshot.state["config"]["optim"]["kind"])
-            torch.set_rng_state(snapshot.tensors["random"]["torch"])
-            self.loader.load_state_dict(snapshot.state["loader"])
-            self.step = snapshot.state["step"]
-            self.tokens = snapshot.state["tokens"]
-            self.seconds = snapshot.state["seconds"]
-            self.held_out_loss = snapshot.state["held_out_loss"]
+            self.loader.load_state_dict(state["loader"])
+            self.step = state["step"]
+            self.tokens = state["tokens"]
+            self.seconds = state["seconds"]
+            self.held_out_loss = state["held_out_loss"]
+            kind = state["config"]["optim"]["kind"]
         except KeyError as failure:
             raise CheckpointError(f"the checkpoint lacks {failure}", "resume from another one") from None
+        random = torch.get_rng_state()
+        tensors = {MODEL: self.model.state_dict(), OPTIMIZER: self._new_moments(kind), RANDOM: {"torch": random}}
+        restore_tensors(path, tensors, Agreement(self.world))
+        torch.set_rng_state(random)
 
-    def _restore_weights(self, weights: Mapping[str, Tensor]) -> None:
-        try:
-            load_parts(self.model, weights)
-        except RuntimeError as failure:
-            raise CheckpointError(
-                f"the checkpoint's weights do not fit the model: {str(failure).splitlines()[1].strip()}",
-                "resume with the recipe that the run began with",
-            ) from None
+    def _new_moments(self, kind: str) -> dict[str, Tensor]:
+        """Give the optimizer moments to be filled, spread as their parameters are, and return them by name."""
+        moments = {}
+        for name, parameter in self.model.named_parameters():
+            for key in KEPT[kind]:
+                empty = (
+                    torch.zeros((), device=parameter.device) if key == "step" else torch.empty_like(parameter.detach())
+                )
+                self.optimizer.state[parameter][key] = moments[f"{name}/{key}"] = empty
+        return moments
 
-    def _restore_moments(self, moments: Mapping[str, Tensor], kind: str) -> None:
-        parameters = dict(self.model.named_parameters())
-        expected = {
-            f"{name}/{moment}": torch.Size() if moment == "step" else parameter.shape
-            for name, parameter in parameters.items()
-            for moment in KEPT[kind]
-        }
-        found = {key: value.shape for key, value in moments.items()}
-        if found != expected:
-            wrong = min(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-            shapes = [None if shapes.get(wrong) is None else tuple(shapes[wrong]) for shapes in (expected, found)]
-            raise CheckpointError(
-                f"the checkpoint's moments do not fit the model: '{wrong}' should be {shapes[0]}, is {shapes[1]}",
-                "resume from another one, with the recipe that the run began with",
-            )
-        for key, value in moments.items():
-            name, _, moment = key.rpartition("/")
-            self.optimizer.state[parameters[name]][moment] = (
-                value if moment == "step" else own_part(parameters[name], value)
+
+def check_finite(step: int, shares: Sequence[Share], values: Sequence[Tensor]) -> None:
+    """Refuse to save a model that has diverged.
+
+    Args:
+        step: that is saved.
+        shares: boxes of tensors of a snapshot.
+        values: of them.
+
+    Raises:
+        TrainingError: one of the model holds a value that is not finite.
+    """
+    for share, each in zip(shares, values, strict=True):
+        # The sum is fast, and finite unless a value is not, or they are large.
+        if share.folder == MODEL and not (each.sum().isfinite() or each.isfinite().all()):
+            raise TrainingError(
+                f"step {step}: parameter '{share.name}' is no longer finite; nothing is saved from here on",
+                "lower optim.learning_rate; what was saved before is finite",
             )

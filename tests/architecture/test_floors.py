@@ -26,7 +26,7 @@ FOREIGN = {
     "train": {"rich", "torch"},
     "infer": {"torch"},
     "bench": {"deepspeed", "gguf", "llama_cpp", "matplotlib", "numpy", "safetensors", "torch", "transformers"},
-    "checkpoint": {"huggingface_hub", "safetensors", "torch"},
+    "checkpoint": {"huggingface_hub", "numpy", "safetensors", "torch"},
     "data": {"datasets", "huggingface_hub", "numpy", "torch"},
     "optim": {"torch"},
     "integrations": {"torch", "transformers"},

@@ -1,12 +1,10 @@
 """Writing a Hugging Face folder from whatever holds a model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from moesaic.checkpoint.convert import convert_to_hf
 from moesaic.checkpoint.export import export_model
@@ -15,7 +13,7 @@ from moesaic.checkpoint.store import CheckpointStore, Snapshot
 from moesaic.errors import CheckpointError, ConfigError
 from moesaic.testing.tiny import tiny_model
 from moesaic.tokenizer.bpe import train_bpe
-from tests.checkpoint.stored import read_folder
+from tests.checkpoint.stored import edit_checkpoint, edit_json, read_folder
 
 
 @pytest.fixture
@@ -84,22 +82,23 @@ def test_unknown_dtype_is_refused_before_anything_is_read_when_given(tmp_path: P
 
 
 def _edit_state(path: Path, config: Any) -> None:
-    (path / "state.json").write_text(json.dumps({"step": 3, "config": config}))
+    edit_json(path / "state.json", config=config)
 
 
 def _drop_weight(path: Path) -> None:
-    weights = load_file(path / "model.safetensors")
-    del weights["decoder.norm.weight"]
-    save_file(weights, path / "model.safetensors")
+    edit_checkpoint(path, "model", lambda name, each: None if name == "decoder.norm.weight" else each)
+
+
+WEIGHTS = "model/rank-00000.safetensors"
 
 
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda path: (path / "model.safetensors").unlink(), "does not fit its state.json: "),
+        (lambda path: (path / WEIGHTS).unlink(), "lacks 'model/rank-00000.safetensors', one of its 1 files"),
         (lambda path: _edit_state(path, None), "lacks its recipe"),
         (lambda path: _edit_state(path, {"model": 5}), "lacks its recipe"),
-        (lambda path: (path / "model.safetensors").write_bytes(b"half"), "cannot read '.*model.safetensors'"),
+        (lambda path: (path / WEIGHTS).write_bytes(b"half"), "'model/rank-00000.safetensors' has 4 bytes, .* written"),
         (_drop_weight, "does not fit its state.json: 'decoder.norm.weight' is missing"),
     ],
     ids=["no_weights", "no_recipe", "odd_recipe", "cut", "weight_missing"],

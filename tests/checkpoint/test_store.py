@@ -1,12 +1,17 @@
 """The checkpoints of a run: whole or absent, the last few and the best kept."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 
-from moesaic.checkpoint.store import CheckpointStore, Snapshot, load_snapshot
+from moesaic.checkpoint.agreement import Agreement
+from moesaic.checkpoint.manifest import read_state
+from moesaic.checkpoint.restore import restore_tensors
+from moesaic.checkpoint.store import CheckpointStore, Snapshot
 from moesaic.errors import CheckpointError
 
 
@@ -33,12 +38,18 @@ def test_snapshot_reads_back_as_it_was_when_saved(tmp_path: Path) -> None:
     }
     path = _store(tmp_path).save(Snapshot({"step": 12, "held_out_loss": 0.1 + 0.2, "list": [1]}, tensors))
     assert path.name == "step-00000012"
-    back = load_snapshot(path)
-    assert back.state == {"step": 12, "held_out_loss": 0.1 + 0.2, "list": [1]}
-    assert back.tensors.keys() == tensors.keys()
-    for stem, expected in tensors.items():
-        assert back.tensors[stem].keys() == expected.keys()
-        assert all(torch.equal(back.tensors[stem][name], tensor) for name, tensor in expected.items())
+    state = read_state(path)
+    assert {key: state[key] for key in ("step", "held_out_loss", "list")} == {
+        "step": 12,
+        "held_out_loss": 0.1 + 0.2,
+        "list": [1],
+    }
+    back = {
+        folder: {name: torch.zeros_like(each) for name, each in tensor.items()} for folder, tensor in tensors.items()
+    }
+    restore_tensors(path, back, Agreement())
+    for folder, expected in tensors.items():
+        assert all(torch.equal(back[folder][name], tensor) for name, tensor in expected.items())
 
 
 def test_last_ones_are_kept_when_more_are_saved(tmp_path: Path) -> None:
@@ -70,7 +81,7 @@ def test_same_step_is_replaced_when_saved_again(tmp_path: Path) -> None:
     store = _store(tmp_path)
     store.save(_snapshot(1))
     path = store.save(Snapshot({"step": 1, "again": True}, {"other": {"b": torch.ones(1)}}))
-    assert load_snapshot(path).tensors.keys() == {"other"}
+    assert sorted(each.name for each in path.iterdir()) == ["other", "state.json"]
     assert [each.name for each in store.folder.iterdir()] == ["step-00000001"]
 
 
@@ -107,23 +118,38 @@ def test_save_is_refused_and_earlier_ones_stay_when_the_folder_cannot_be_made(tm
         _store(tmp_path).save(_snapshot(1))
 
 
-@pytest.mark.parametrize("file", ["state.json", "model.safetensors"])
-def test_load_is_refused_with_the_way_back_when_a_file_is_cut(file: str, tmp_path: Path) -> None:
+def test_load_is_refused_with_the_way_back_when_the_state_is_cut(tmp_path: Path) -> None:
     path = _store(tmp_path).save(_snapshot(1))
-    (path / file).write_bytes((path / file).read_bytes()[:-3])
+    (path / "state.json").write_bytes((path / "state.json").read_bytes()[:-3])
     with pytest.raises(CheckpointError, match=r"checkpoint '.*step-00000001' is damaged") as raised:
-        load_snapshot(path)
+        read_state(path)
     assert "--resume PATH" in raised.value.hint
 
 
 def test_load_is_refused_when_there_is_no_state(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"state\.json' is missing"):
-        load_snapshot(tmp_path)
+        read_state(tmp_path)
 
 
-def test_state_is_plain_json_when_read_by_others(tmp_path: Path) -> None:
+def _checksum(content: bytes) -> int:
+    sums = b""
+    for begin in range(0, len(content), 65536):
+        block = content[begin : begin + 65536].ljust(65536, b"\0")
+        words = struct.unpack("<8192Q", block)
+        sums += (sum((2 * index + 1) * word for index, word in enumerate(words)) % 2**64).to_bytes(8, "little")
+    return zlib.crc32(sums)
+
+
+def test_state_is_plain_json_with_the_files_when_read_by_others(tmp_path: Path) -> None:
     path = _store(tmp_path).save(_snapshot(7, 1.5))
-    assert json.loads((path / "state.json").read_text()) == {"step": 7, "held_out_loss": 1.5}
+    file = path / "model" / "rank-00000.safetensors"
+    facts = {"bytes": file.stat().st_size, "checksum": f"{_checksum(file.read_bytes()):08x}"}
+    assert json.loads((path / "state.json").read_text()) == {
+        "format": 2,
+        "files": {"model/rank-00000.safetensors": facts},
+        "step": 7,
+        "held_out_loss": 1.5,
+    }
 
 
 def test_best_is_among_the_measured_ones_when_a_loss_is_not_finite(tmp_path: Path) -> None:

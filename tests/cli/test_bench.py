@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moesaic.bench import comm, generation, infer, ops, ranks, train
+from moesaic.bench import checkpoint, comm, generation, infer, ops, ranks, train
 from tests.cli.command import Run, check_two_lines
 
 DIMS = {"T": 1024, "D": 256, "F": 128, "E": 8, "K": 2}
@@ -187,3 +187,22 @@ def test_first_rank_alone_tells_when_torchrun_has_started_them(cli: Run, monkeyp
 
 def test_messages_are_refused_when_a_case_is_unknown(cli: Run) -> None:
     check_two_lines(cli("bench", "comm", "--case", "speed"), "unknown case 'speed'")
+
+
+def test_checkpoints_are_measured_as_asked_when_benched(
+    cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def bench_checkpoint(num_ranks: int, repeats: int, folder: Path | None) -> dict[str, Any]:
+        asked.append((num_ranks, repeats, folder))
+        target = {"figure": "torch_save / stall", "at": "least", "limit": 20.0, "found": 31.5, "met": True}
+        case = {"name": "1 GB", "times": {"stall": TIMES["moesaic"]}, "targets": [target]}
+        return {"benchmark": "checkpoint", "machine": {"ranks": num_ranks}, "cases": [case]}
+
+    monkeypatch.setattr(checkpoint, "bench_checkpoint", bench_checkpoint)
+    answer = cli("bench", "checkpoint", "--repeats", 4, "--folder", tmp_path)
+    assert (answer.code, asked) == (0, [(2, 4, tmp_path)])
+    assert json.loads(answer.out)["command"] == "moesaic bench checkpoint --repeats 4 --ranks 2"
+    assert "torch_save / stall" in answer.err
+    check_two_lines(cli("bench", "checkpoint", "--folder", tmp_path / "none"), "is no folder")

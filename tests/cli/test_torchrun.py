@@ -1,5 +1,6 @@
 """Training with several processes as a user starts them."""
 
+import json
 import os
 import re
 import signal
@@ -34,7 +35,12 @@ def _run(num_ranks: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
 
 
 def _course(folder: Path) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in row if key not in ("seconds", "tokens_per_s")} for row in read_metrics(folder)]
+    """Return what does not depend on the clock, nor on how many processes there are to talk to."""
+    others = ("seconds", "tokens_per_s")
+    return [
+        {key: row[key] for key in row if key not in others and not key.endswith(("_messages", "_bytes"))}
+        for row in read_metrics(folder)
+    ]
 
 
 def _check_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -70,6 +76,26 @@ def test_course_is_that_of_one_process_when_ranks_come_and_go(
     _check_equal(_course(out / "metrics.jsonl"), whole)
     answer = run_apart("generate", out, "abc", "--max-tokens", "3")
     assert answer.code == 0, answer.err
+
+
+def test_course_goes_on_when_four_ranks_become_two_and_then_three(
+    recipe_file: RecipeFile, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    recipe, out = recipe_file(CHANGES), tmp_path / "run"
+    # Moments lie otherwise each time: cut in two and by experts, whole, and by three, which divides nothing.
+    for num_ranks, checkpoint, options in [
+        (4, None, ("parallel.data_shard=2", "parallel.expert=4")),
+        (2, 3, ("parallel.expert=1",)),
+        (3, 6, ("parallel.data_shard=3",)),
+    ]:
+        resume = () if checkpoint is None else ("--resume", out / f"checkpoints/step-{checkpoint:08d}")
+        done = _run(num_ranks, "train", recipe, *(each for option in options for each in ("--set", option)), *resume)
+        assert done.returncode == 0, done.stderr
+        _check_equal(_course(out / "metrics.jsonl"), whole)
+    last = json.loads((out / "checkpoints/step-00000009/state.json").read_text())
+    assert {f"model/rank-{rank:05d}.safetensors" for rank in range(3)} < last["files"].keys()
+    saves = [(row["step"], row["ranks"]) for row in read_metrics(out / "saves.jsonl")]
+    assert saves == [(3, 4), (6, 4), (9, 4), (6, 2), (9, 2), (9, 3)]
 
 
 def test_mistake_is_told_once_when_every_rank_makes_it(recipe_file: RecipeFile) -> None:

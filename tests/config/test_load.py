@@ -34,7 +34,7 @@ def test_recipe_is_loaded_when_nothing_is_wrong(tmp_path: Path) -> None:
         ({"optim": {"learning_rat": 1}}, "optim.learning_rat", "did you mean 'learning_rate'?"),
         ({"model": {"num_expert": 2}}, "model.num_expert", "did you mean 'num_experts'?"),
         ({"modle": {"vocab_size": 1}}, "modle", "did you mean 'model'?"),
-        ({"checkpoint": {"xyz": 1}}, "checkpoint.xyz", "accepted: every, keep_best, keep_last"),
+        ({"checkpoint": {"xyz": 1}}, "checkpoint.xyz", "accepted: asynchronous, every, keep_best, keep_last"),
         (
             {"model": {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "facto": 1}}},
             "model.rope_scaling.facto",

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from moesaic.checkpoint.store import CheckpointStore, load_snapshot
+from moesaic.checkpoint.store import CheckpointStore, Snapshot
 from moesaic.errors import CheckpointError
 from moesaic.train.run import train
+from tests.checkpoint.stored import read_checkpoint
 from tests.train.conftest import Recipe
 from tests.train.tiny_run import read_course
 
@@ -35,8 +36,7 @@ def saved(recipe: Recipe) -> Path:
 def test_earlier_checkpoint_stays_whole_when_the_disk_takes(num_bytes: int, recipe: Recipe, saved: Path) -> None:
     whole = train(recipe({"train.steps": 6}, out="whole"), resume=str(saved / "checkpoints" / "step-00000004"))
     store = CheckpointStore(saved / "checkpoints", 2, True)
-    snapshot = load_snapshot(saved / "checkpoints" / "step-00000004")
-    later = type(snapshot)({**snapshot.state, "step": 5}, snapshot.tensors)
+    later = Snapshot({"step": 5}, read_checkpoint(saved / "checkpoints" / "step-00000004"))
     with (
         _files_limited_to(num_bytes),
         pytest.raises(CheckpointError, match=r"cannot write .*step-00000005") as raised,
@@ -53,14 +53,14 @@ def test_run_stops_with_the_reason_and_resumes_when_the_disk_fills_up(
 ) -> None:
     changes = {"checkpoint.every": 2}
     whole = train(recipe(changes, out="whole")).folder.path
-    save = CheckpointStore.save
+    write = CheckpointStore.write
 
-    def save_on_a_full_disk(store: CheckpointStore, snapshot: Any) -> Path:
-        with _files_limited_to(100_000 if snapshot.state["step"] == 6 else resource.RLIM_INFINITY):
-            return save(store, snapshot)
+    def write_on_a_full_disk(store: CheckpointStore, state: Any, *rest: Any) -> Any:
+        with _files_limited_to(100_000 if state["step"] == 6 else resource.RLIM_INFINITY):
+            return write(store, state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointStore, "save", save_on_a_full_disk)
+        patch.setattr(CheckpointStore, "write", write_on_a_full_disk)
         with pytest.raises(CheckpointError, match=r"cannot write .*step-00000006"):
             train(recipe(changes))
     assert read_course(train(recipe(changes)).folder.path) == read_course(whole)

@@ -1,16 +1,23 @@
 """What happens around the steps: evaluation, saving, TensorBoard."""
 
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
+from moesaic.checkpoint import store
 from moesaic.checkpoint.store import CheckpointStore
 from moesaic.errors import ConfigError, TrainingError
 from moesaic.telemetry.metrics import MetricsFile, read_metrics
 from moesaic.train import hooks
 from moesaic.train.run import train
+from tests.checkpoint.stored import read_checkpoint
 from tests.train.conftest import Recipe
+from tests.train.stop_at import signal_after
 from tests.train.tiny_run import read_course
 
 
@@ -51,7 +58,6 @@ def test_metrics_are_written_before_the_checkpoint_when_a_step_is_saved(
 ) -> None:
     # A kill between the two must leave metrics without a checkpoint, never a checkpoint without metrics.
     config = recipe({"checkpoint.every": 1})
-    save = CheckpointStore.save
     sync = MetricsFile.sync
     on_disk: list[int] = []
 
@@ -61,14 +67,17 @@ def test_metrics_are_written_before_the_checkpoint_when_a_step_is_saved(
 
     monkeypatch.setattr(MetricsFile, "sync", sync_and_look)
     told: list[tuple[int, int]] = []
+    rename = Path.rename
 
-    def save_and_look(store: CheckpointStore, snapshot: hooks.Any) -> Path:
-        told.append((snapshot.state["step"], on_disk[-1]))
-        return save(store, snapshot)
+    def rename_and_look(path: Path, target: Path) -> Path:
+        if target.name.startswith("step-"):
+            told.append((int(target.name[5:]), on_disk[-1]))
+        return rename(path, target)
 
-    monkeypatch.setattr(CheckpointStore, "save", save_and_look)
+    monkeypatch.setattr(Path, "rename", rename_and_look)
     train(config)
-    assert told == [(step, step) for step in range(1, 9)]
+    assert [step for step, _ in told] == list(range(1, 9))
+    assert all(synced >= step for step, synced in told), told
 
 
 def test_tensorboard_finds_every_number_of_the_rows_when_asked_for(recipe: Recipe) -> None:
@@ -106,3 +115,42 @@ def test_run_stops_when_the_held_out_loss_is_not_finite(recipe: Recipe, monkeypa
     monkeypatch.setattr(hooks, "evaluate", lambda model, batches, world: float("nan"))
     with pytest.raises(TrainingError, match="step 4: the held-out loss is nan"):
         train(recipe())
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_each_save_is_told_in_a_file_of_its_own_when_training(asynchronous: bool, recipe: Recipe) -> None:
+    folder = train(recipe({"checkpoint.every": 3, "checkpoint.asynchronous": asynchronous})).folder
+    rows = read_metrics(folder.saves)
+    assert [row["step"] for row in rows] == [3, 6, 8]
+    assert all(("copy" in row["seconds"]) == asynchronous for row in rows)
+    assert all(row["seconds"]["stall"] > 0 for row in rows)
+
+
+def test_checkpoints_are_the_same_when_written_beside_training_and_not(recipe: Recipe) -> None:
+    runs = [
+        train(
+            recipe({"checkpoint.every": 2, "checkpoint.keep_last": 9, "checkpoint.asynchronous": each}, out=str(each))
+        )
+        for each in (True, False)
+    ]
+    for step in (2, 4, 6, 8):
+        first, second = (read_checkpoint(run.folder.checkpoints / f"step-{step:08d}") for run in runs)
+        for folder, tensors in first.items():
+            assert all(torch.equal(tensor, second[folder][name]) for name, tensor in tensors.items())
+
+
+def test_second_signal_ends_the_run_when_it_waits_for_a_checkpoint(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def never_write(*_: object) -> None:
+        # The second signal comes while the run waits for this.
+        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        go.wait(30)
+
+    monkeypatch.setattr(store, "write_shares", never_write)
+    with signal_after(3), pytest.raises(KeyboardInterrupt):
+        train(recipe())
+    go.set()
+    assert not list((Path(recipe().train.out) / "checkpoints").glob("step-*"))

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from moesaic.errors import CheckpointError, ConfigError, DataError, MemoryBudgetError
 from moesaic.train import start
 from moesaic.train.run import train
+from tests.checkpoint.stored import edit_checkpoint
 from tests.train.conftest import Recipe
 from tests.train.stop_at import signal_after
 
@@ -79,48 +78,64 @@ def _cut(path: Path) -> None:
 
 def _edit_state(path: Path, **changes: Any) -> None:
     content = {**json.loads((path / "state.json").read_text()), **changes}
-    kept = {key: value for key, value in content.items() if value is not None}
+    kept = {key: value for key, value in content.items() if key not in changes or value is not None}
     (path / "state.json").write_text(json.dumps(kept))
 
 
-def _rename_moment(path: Path) -> None:
-    moments = load_file(path / "optimizer.safetensors")
-    save_file({f"other.{name}": tensor for name, tensor in moments.items()}, path / "optimizer.safetensors")
+def _flip_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 4
+    file.write_bytes(content)
 
 
-def _widen(path: Path) -> None:
-    weights = load_file(path / "model.safetensors")
-    save_file({**weights, "head.weight": torch.zeros(300, 48)}, path / "model.safetensors")
-
-
-def _edit_moments(path: Path, edit: Any) -> None:
-    file = path / "optimizer.safetensors"
-    edited = {key: edit(key, value) for key, value in load_file(file).items()}
-    save_file({key: value.contiguous() for key, value in edited.items() if value is not None}, file)
-
-
+SUMS = "model/rank-00000.sums"
+MODEL, OPTIMIZER = "model/rank-00000.safetensors", "optimizer/rank-00000.safetensors"
 DAMAGES: dict[str, tuple[Any, str]] = {
-    "cut_weights": (lambda path: _cut(path / "model.safetensors"), "is damaged"),
-    "cut_moments": (lambda path: _cut(path / "optimizer.safetensors"), "is damaged"),
+    "cut_weights": (lambda path: _cut(path / MODEL), "is damaged: 'model/rank-00000.safetensors' has .* were written"),
+    "cut_moments": (lambda path: _cut(path / OPTIMIZER), "is damaged"),
+    "flipped_bit": (
+        lambda path: _flip_bit(path / OPTIMIZER),
+        "is damaged: 'optimizer/.*' has other bytes within 65536",
+    ),
+    "no_sums": (lambda path: (path / SUMS).unlink(), "is damaged: the sums of 'model/.*' cannot be read: No such file"),
+    "flipped_sum": (lambda path: _flip_bit(path / SUMS), "the sums of 'model/.*' are not those that were written"),
+    "flipped_header": (
+        lambda path: (path / MODEL).write_bytes(
+            (path / MODEL).read_bytes().replace(b'"format": "pt"', b'"format": "pq"')
+        ),
+        "is damaged: 'model/rank-00000.safetensors' has other bytes within 65536 from byte 0 on",
+    ),
     "cut_state": (lambda path: _cut(path / "state.json"), "is damaged"),
     "empty_state": (lambda path: (path / "state.json").write_text("[]"), "is damaged"),
-    "no_moments": (lambda path: (path / "optimizer.safetensors").unlink(), "lacks 'optimizer'"),
-    "no_random": (lambda path: (path / "random.safetensors").unlink(), "lacks 'random'"),
+    "odd_files": (lambda path: _edit_state(path, files={MODEL: {}}), "is damaged: state.json does not tell its files"),
+    "old_format": (lambda path: _edit_state(path, format=1), "has format 1, this version reads 2"),
+    "no_moments": (lambda path: (path / OPTIMIZER).unlink(), "lacks 'optimizer/rank-00000.safetensors', one of its 3"),
+    "no_random": (lambda path: edit_checkpoint(path, "random", lambda key, value: None), "lacks 'random'"),
+    "strange_file": (
+        lambda path: (path / "model" / "rank-00001.safetensors").write_bytes(b"any"),
+        "holds 'model/rank-00001.safetensors', which is none of the 3 files",
+    ),
     "no_place": (lambda path: _edit_state(path, loader=None), "lacks 'loader'"),
     "no_recipe": (lambda path: _edit_state(path, config=None), "does not tell its recipe and step: 'config'"),
     "odd_recipe": (lambda path: _edit_state(path, config=5), "does not tell its recipe and step"),
     "foreign_recipe": (lambda path: _edit_state(path, config={"a": 1}), "unknown key 'a'"),
     "odd_step": (lambda path: _edit_state(path, step="two"), "does not tell its recipe and step"),
-    "foreign_moments": (_rename_moment, "moments do not fit the model: '.*' should be .*, is None"),
     "few_moments": (
-        lambda path: _edit_moments(path, lambda key, value: None if "experts" in key else value),
-        "is None",
+        lambda path: edit_checkpoint(path, "optimizer", lambda key, value: None if "experts" in key else value),
+        "its optimizer has '.*' not at all, expected of float32",
     ),
     "narrow_moments": (
-        lambda path: _edit_moments(path, lambda key, value: value[:3] if key.endswith("exp_avg") else value),
-        "exp_avg' should be",
+        lambda path: edit_checkpoint(path, "optimizer", lambda key, value: value[:3] if key.endswith("avg") else value),
+        r"exp_avg' of float32 \[3.*\], expected of float32",
     ),
-    "other_shape": (_widen, "weights do not fit the model: size mismatch for head.weight"),
+    "other_shape": (
+        lambda path: edit_checkpoint(path, "model", lambda key, value: value[:, :9] if "head" in key else value),
+        r"its model has 'head.weight' of float32 \[300, 9\], expected of float32 \[300, 32\]",
+    ),
+    "more_weights": (
+        lambda path: edit_checkpoint(path, "model", lambda key, value: value.double() if "norm" in key else value),
+        r"norm.weight' of float64 \[32\], expected of float32 \[32\] \(and \d+ more\)",
+    ),
 }
 
 
@@ -188,6 +203,17 @@ def test_run_is_refused_before_it_is_built_when_its_state_exceeds_the_memory(
     assert "smaller model" in raised.value.hint
     with pytest.raises(MemoryBudgetError):
         train(recipe({"model.num_experts": 1024, "model.num_experts_per_tok": 1}))
+
+
+def test_run_begins_without_the_copy_of_checkpoints_when_it_is_refused_with_it(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 44,200 parameters take 16 bytes each, and the copy 12.
+    monkeypatch.setattr(start, "available_bytes", lambda: 900_000)
+    with pytest.raises(MemoryBudgetError, match=r"takes 1\.18 MiB before any activation") as raised:
+        train(recipe())
+    assert "checkpoint.asynchronous = false" in raised.value.hint
+    assert train(recipe({"checkpoint.asynchronous": False})).interrupted is None
 
 
 def test_resume_is_refused_when_a_part_of_the_model_section_was_taken_away(recipe: Recipe) -> None:

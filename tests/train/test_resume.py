@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from moesaic.checkpoint.store import CheckpointStore
 from moesaic.errors import DataError
 from moesaic.telemetry.metrics import read_metrics
 from moesaic.train.run import train
+from tests.checkpoint.stored import read_checkpoint
 from tests.train.conftest import Recipe
 from tests.train.stop_at import signal_after
 from tests.train.tiny_run import read_course
@@ -110,12 +110,12 @@ def test_balancing_bias_moves_and_is_brought_back_when_a_sigmoid_run_resumes(rec
     with signal_after(3):
         folder = train(recipe(changes)).folder.path
     name = "decoder.layers.0.moe.router.selection_bias"
-    saved = load_file(folder / "checkpoints" / "step-00000003" / "model.safetensors")[name]
+    saved = read_checkpoint(folder / "checkpoints" / "step-00000003")["model"][name]
     assert set(saved.abs().tolist()) <= {0.0, 0.25, 0.5, 0.75}
     assert saved.any()
     with signal_after(4):
         train(recipe(changes))
-    moved = load_file(folder / "checkpoints" / "step-00000004" / "model.safetensors")[name] - saved
+    moved = read_checkpoint(folder / "checkpoints" / "step-00000004")["model"][name] - saved
     assert set(moved.abs().tolist()) <= {0.0, 0.25}
 
 

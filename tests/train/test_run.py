@@ -15,6 +15,7 @@ from moesaic.telemetry.report import write_report
 from moesaic.tokenizer.tokenizer import Tokenizer
 from moesaic.train import finish, start
 from moesaic.train.run import train
+from tests.checkpoint.stored import read_checkpoint
 from tests.train.conftest import Recipe
 from tests.train.tiny_run import read_course
 
@@ -81,8 +82,8 @@ def test_progress_tells_that_nothing_is_evaluated_when_the_held_out_part_is_too_
 def test_bfloat16_run_exports_bfloat16_and_keeps_float32_checkpoints_when_asked_for(recipe: Recipe) -> None:
     folder = train(recipe({"train.precision": "bfloat16", "train.steps": 2})).folder.path
     exported = load_file(folder / "model" / "model.safetensors")
-    checkpoint = folder / "checkpoints" / "step-00000002"
-    kept = {**load_file(checkpoint / "model.safetensors"), **load_file(checkpoint / "optimizer.safetensors")}
+    checkpoint = read_checkpoint(folder / "checkpoints" / "step-00000002")
+    kept = {**checkpoint["model"], **checkpoint["optimizer"]}
     assert {str(tensor.dtype) for tensor in exported.values()} == {"torch.bfloat16"}
     assert {str(tensor.dtype) for tensor in kept.values()} == {"torch.float32"}
 
