@@ -88,15 +88,18 @@ def permute(hidden_TD: Tensor, permutation: Permutation) -> Tensor:
     return _Permute.apply(hidden_TD, permutation)
 
 
-def combine(rows_ND: Tensor, weights_N: Tensor, permutation: Permutation) -> Tensor:
+def combine(rows_ND: Tensor, weights_N: Tensor | None, permutation: Permutation) -> Tensor:
     """Return [T, D]: for each token, the sum of its rows times their weights; zero for a token without rows.
 
     Args:
         rows_ND: grouped by expert, as `permute` made them.
-        weights_N: in the order of the pairs, of any floating dtype; applied in the dtype of the rows.
+        weights_N: in the order of the pairs, of any floating dtype; applied in the dtype of the rows. None: all 1.
     """
     if choose_backend("combine", rows_ND) == "triton":
+        weights_N = rows_ND.new_ones(len(rows_ND)) if weights_N is None else weights_N
         return load_gpu_module("permute").combine(rows_ND, weights_N, permutation)
+    if weights_N is None:
+        return _Sum.apply(rows_ND, permutation)
     return _Combine.apply(rows_ND, weights_N, permutation)
 
 
@@ -109,6 +112,17 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_ND):  # type: ignore[no-untyped-def]
         return _sum_rows(grad_ND.contiguous(), None, ctx.permutation), None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows_ND, permutation):  # type: ignore[no-untyped-def]
+        ctx.permutation = permutation
+        return _sum_rows(rows_ND, None, permutation)
+
+    @staticmethod
+    def backward(ctx, grad_TD):  # type: ignore[no-untyped-def]
+        return grad_TD.index_select(0, ctx.permutation.token_ids_N), None
 
 
 class _Combine(torch.autograd.Function):
