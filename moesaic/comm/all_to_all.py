@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moesaic.hw.blocks import new_rows
+
 
 class Exchange(Protocol):
     """Rows on their way between the ranks of a group, the same number of them each time; all ranks must call alike."""
@@ -79,7 +81,7 @@ class FlatExchange:
     def move(self, rows: Tensor, back: bool) -> Tensor:
         """Do either, without a gradient."""
         sent, received = (self.received, self.sent) if back else (self.sent, self.received)
-        out = rows.new_empty(sum(received), *rows.shape[1:])
+        out = new_rows(rows, sum(received))
         dist.all_to_all_single(out, rows.contiguous(), list(received), list(sent), group=self.group)
         return out
 

@@ -101,3 +101,10 @@ def _map(num_bytes: int) -> mmap.mmap:
 
 
 BLOCKS = Blocks()
+
+
+def new_rows(like: Tensor, num_rows: int) -> Tensor:
+    """Return room for rows that are as those of another tensor: a block where that has memory of the CPU."""
+    shape = num_rows, *like.shape[1:]
+    has_memory = type(like) is Tensor and like.device.type == "cpu"  # others are imagined while a model is traced
+    return BLOCKS.new_empty(shape, like.dtype) if has_memory else like.new_empty(shape)

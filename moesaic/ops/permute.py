@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moesaic.errors import UnsupportedError
+from moesaic.hw.blocks import new_rows
 from moesaic.ops.backend import choose_backend, load_gpu_module
 from moesaic.ops.cpu import routing as compiled
 from moesaic.ops.permutation import Permutation
@@ -107,7 +108,7 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TD, permutation):  # type: ignore[no-untyped-def]
         ctx.permutation = permutation
-        return hidden_TD.index_select(0, permutation.token_ids_N)
+        return _gather(hidden_TD, permutation)
 
     @staticmethod
     def backward(ctx, grad_ND):  # type: ignore[no-untyped-def]
@@ -122,7 +123,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_TD):  # type: ignore[no-untyped-def]
-        return grad_TD.index_select(0, ctx.permutation.token_ids_N), None
+        return _gather(grad_TD, ctx.permutation), None
 
 
 class _Combine(torch.autograd.Function):
@@ -141,6 +142,11 @@ class _Combine(torch.autograd.Function):
         by_row_N = torch.empty_like(weights_N)
         by_row_N[inverse_N] = weights_N
         return grad_ND.mul_(by_row_N.to(grad_ND.dtype).unsqueeze(1)), grad_weights_N, None
+
+
+def _gather(hidden_TD: Tensor, permutation: Permutation) -> Tensor:
+    token_ids_N = permutation.token_ids_N
+    return torch.index_select(hidden_TD, 0, token_ids_N, out=new_rows(hidden_TD, len(token_ids_N)))
 
 
 def _sum_rows(rows_ND: Tensor, weights_N: Tensor | None, permutation: Permutation) -> Tensor:

@@ -4,8 +4,9 @@ import gc
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from moesaic.hw.blocks import Blocks
+from moesaic.hw.blocks import BLOCKS, Blocks, new_rows
 
 MIB = 2**20
 
@@ -85,3 +86,14 @@ def test_gradient_is_taken_as_it_is_when_a_parameter_has_none() -> None:
 def test_missing_memory_is_told_when_there_is_none() -> None:
     with pytest.raises(MemoryError, match="no memory for a tensor of"):
         Blocks().new_empty((2**61,), torch.uint8)
+
+
+def test_rows_have_a_block_when_the_others_have_memory_of_the_cpu() -> None:
+    rows = new_rows(torch.zeros(3, 2048, 2), 300)
+    assert rows.shape == (300, 2048, 2)
+    held = BLOCKS.held_bytes
+    del rows
+    assert BLOCKS.held_bytes > held
+    assert new_rows(torch.zeros(3, 2048, device="meta"), 300).device.type == "meta"
+    with FakeTensorMode():
+        assert isinstance(new_rows(torch.zeros(3, 2048), 300), FakeTensor)

@@ -81,8 +81,10 @@ def _compute(
     kept: Tensor | None,
 ) -> Tensor:
     described = Described(hidden, weights, gate_up, down, routing)
-    out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    if kept is not None:
+    if kept is None:
+        out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    else:
+        out = BLOCKS.new_empty(hidden.shape, hidden.dtype)
         described.mixture.gate_up_rows = kept.data_ptr()
         scratch = _take_scratch(described)
         described.mixture.scratch = scratch.data_ptr()
