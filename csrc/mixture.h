@@ -137,6 +137,20 @@ class Mixture {
     const T* gate_up_of(const Segment& s) const { return static_cast<const T*>(gate_up.of(s)); }
     const T* down_of(const Segment& s) const { return static_cast<const T*>(down.of(s)); }
 
+    // Where the products before the gating of some rows of a pair are kept: what is written and read together lies
+    // together. A pair of `height` rows has a tile for every 32 columns, gate [height, columns] and then up; rows of a
+    // whole matrix would lie pages apart.
+    struct Tile {
+        T* gate;             // of the pair's first row, first column
+        int64_t step, up_at;  // from a row to the next, and from a gate to its up
+    };
+    Tile kept_tile(const Segment& segment, int64_t pair, int64_t column) const {
+        const int64_t left_rows = segment.num_rows - pair * kBlock, height = left_rows < kBlock ? left_rows : kBlock;
+        const int64_t left = F - column, columns = left < kBlock ? left : kBlock;
+        T* const first = static_cast<T*>(m.gate_up_rows) + (segment.first_row + pair * kBlock) * 2 * F;
+        return {first + column * 2 * height, columns, height * columns};
+    }
+
     int64_t token_of(int64_t row) const { return m.token_ids == nullptr ? row : m.token_ids[row]; }
 
     // Where expert outputs go to be summed: to the caller's rows, or to our own; null: plain rows are not summed.

@@ -169,13 +169,14 @@ class MixtureBackward : Mixture<Isa> {
                              float* dot[kPieceRows];
                              const int64_t first = segment.first_row + pair * kBlock + row;
                              const int count = rows_of(segment, pair, row);
+                             const typename Base::Tile kept = Base::kept_tile(segment, pair, f);
                              for (int i = 0; i < count; ++i) {
-                                 gates[i] = static_cast<const T*>(m.gate_up_rows) + (first + i) * 2 * F + f;
+                                 gates[i] = kept.gate + (row + i) * kept.step;
                                  grads[i] = grad_gate_up_rows + (first + i) * 2 * F + f;
                                  gated[i] = gated_rows + (first + i) * F + f;
                                  dot[i] = dots + (first + i) * num_blocks + f / kBlock;
                              }
-                             Isa::Finish::gate_backward(c, gates, F, row_weights + first, grads, gated, dot, count, columns);
+                             Isa::Finish::gate_backward(c, gates, kept.up_at, row_weights + first, grads, F, gated, dot, count, columns);
                          });
     }
 

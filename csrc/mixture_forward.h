@@ -58,19 +58,19 @@ class MixtureForward : Mixture<Isa> {
     // What is done with sums of gate and up: the gating of two rows a piece, then, where they are kept, a half a piece.
     struct Gating {
         const float* c;
-        int64_t depth, F;
+        int64_t depth;
         char* panels;
         int64_t panel_bytes;
-        T* kept;  // gate of the first token, or null
+        typename Base::Tile kept;  // of the first token; without memory where nothing is kept
         int num_panels, num_tokens, count;
 
-        int num_pieces() const { return num_panels * (kept == nullptr ? kHalf / 2 : kHalf / 2 + 2); }
+        int num_pieces() const { return num_panels * (kept.gate == nullptr ? kHalf / 2 : kHalf / 2 + 2); }
         void run(int piece) const {
             const int p = piece % num_panels, f = piece / num_panels * 2;
             const float* at = c + p * kLanes;
             if (f < kHalf) return Isa::Finish::gate(at + f * kBlock, depth + f, panels + p * panel_bytes);
             const int half = (f - kHalf) / 2, left = num_tokens - p * kLanes;
-            Isa::Finish::store_half(at + half * kHalf * kBlock, kept + p * kLanes * 2 * F + half * F, 2 * F,
+            Isa::Finish::store_half(at + half * kHalf * kBlock, kept.gate + p * kLanes * kept.step + half * kept.up_at, kept.step,
                                     left < kLanes ? left : kLanes, count);
         }
     };
@@ -127,9 +127,10 @@ class MixtureForward : Mixture<Isa> {
             }
     }
 
-    // A left block of two runs of `count` rows: in place where it fills its tiles, else copied to `room` with zeros around.
-    static Left left_block(char* room, const T* half0, int count0, const T* half1, int count1, int64_t width) {
-        if (count0 == kHalf && count1 == kHalf && width % kStripValues == 0)
+    // A left block of two runs of `count` rows, to be multiplied with some pairs: in place where it fills its tiles, else,
+    // or if the product wants it, copied to `room` with zeros around.
+    static Left left_block(char* room, const T* half0, int count0, const T* half1, int count1, int64_t width, int64_t num_pairs) {
+        if (count0 == kHalf && count1 == kHalf && width % kStripValues == 0 && !Isa::wants_packed(num_pairs))
             return Left::in_place(reinterpret_cast<const char*>(half0), reinterpret_cast<const char*>(half1), width * kSize);
         const char* at[kHalf];
         for (int half = 0; half < 2; ++half) {
@@ -152,7 +153,7 @@ class MixtureForward : Mixture<Isa> {
         const int64_t f = block * kHalf, left_rows = F - f;
         const int count = left_rows < 0 ? 0 : left_rows < kHalf ? int(left_rows) : kHalf;
         const T* gate = gate_up_of(segment) + f * D;
-        const Left left = left_block(thread.left, gate, count, gate + F * D, count, D);
+        const Left left = left_block(thread.left, gate, count, gate + F * D, count, D, segment.num_pairs());
 
         Ahead ahead{};
         int64_t next_s = s, next_block = block;
@@ -169,10 +170,14 @@ class MixtureForward : Mixture<Isa> {
                           thread.gating);
             thread.gating.finish();
 
-            const int64_t first = segment.first_row + pair * kBlock, num_left = segment.num_rows - pair * kBlock;
-            T* const kept = m.gate_up_rows == nullptr ? nullptr : static_cast<T*>(m.gate_up_rows) + first * 2 * F + f;
+            const int64_t num_left = segment.num_rows - pair * kBlock;
+            typename Base::Tile kept{};
+            if (m.gate_up_rows != nullptr) {
+                kept = Base::kept_tile(segment, pair, f / kBlock * kBlock);
+                kept.gate += f % kBlock;
+            }
             const int64_t panel_bytes = mid_strips * kPanelStripBytes;
-            const Gating rest = {c, f, F, gated + (segment.first_panel + panel) * panel_bytes, panel_bytes, kept, both ? 2 : 1,
+            const Gating rest = {c, f, gated + (segment.first_panel + panel) * panel_bytes, panel_bytes, kept, both ? 2 : 1,
                                  num_left < kBlock ? int(num_left) : kBlock, count};
             thread.gating.begin(rest, rest.num_pieces(), in_strips);
         }
@@ -188,7 +193,7 @@ class MixtureForward : Mixture<Isa> {
             const int num = columns - i * kBlock, count0 = num < kHalf ? num : kHalf, count1 = num - count0;
             const T* rows0 = weights + i * kBlock * F;
             left[i] = left_block(thread.left + i * mid_strips * kLeftStripBytes, rows0, count0, rows0 + kHalf * F,
-                                 count1 < kHalf ? count1 : kHalf, F);
+                                 count1 < kHalf ? count1 : kHalf, F, segment.num_pairs());
         }
 
         Ahead ahead{};

@@ -43,7 +43,8 @@ typedef struct {
     const void* hidden;        // [T, D]
     const void* gate_up;       // [S, 2F, D] gate rows, then up rows; null: a grouped product, see below
     const void* down;          // [S, D, F]
-    void* gate_up_rows;        // [N, 2F] products before the gating, kept for the backward pass; null: not kept
+    void* gate_up_rows;        // [N, 2F] products before the gating, kept for the backward pass in an order of
+                               // our own; null: not kept
     void* scratch;             // 64-byte aligned, as large as `..._scratch` says; null: the call takes its own
     const int64_t* places;     // [E] slot of each expert that has rows; -1: not computed in this call, which then needs
                                // `rows`; null: expert e is in slot e

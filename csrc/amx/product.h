@@ -30,6 +30,8 @@ struct AmxBfloat16 {
         _mm_sfence();  // what was streamed is seen by all
     }
 
+    static bool wants_packed(int64_t) { return false; }
+
     template <class Rest>
     static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, bool accumulate,
                          Ahead& ahead, Rest& rest) {

@@ -239,7 +239,7 @@ struct Finish {
 
     // C holds, for each row, the gradient of the gated values before the routing weight. Given gate and up, store the
     // gradients of gate and up and the weighted gated values; return in `dots` the row's share of the gradient of its weight.
-    static void gate_backward(const float* c, const T* const* gates, int64_t up_at, const float* weights, T* const* grads,
+    static void gate_backward(const float* c, const T* const* gates, int64_t up_at, const float* weights, T* const* grads, int64_t grad_up_at,
                               T* const* gated, float* const* dots, int num_rows, int columns) {
         for (int r = 0; r < num_rows; ++r) {
             const Pair grad = Panel<T>::columns(c, r), gate = load_pair(gates[r], columns);
@@ -249,7 +249,7 @@ struct Finish {
             const __m512 dot0 = half_backward(grad.low, gate.low, up.low, weight, grad_gate.low, grad_up.low, value.low);
             const __m512 dot1 = half_backward(grad.high, gate.high, up.high, weight, grad_gate.high, grad_up.high, value.high);
             store_pair(grads[r], columns, grad_gate);
-            store_pair(grads[r] + up_at, columns, grad_up);
+            store_pair(grads[r] + grad_up_at, columns, grad_up);
             store_pair(gated[r], columns, value);
             // Beyond the columns everything is zero, for the panels are.
             *dots[r] = _mm512_reduce_add_ps(_mm512_add_ps(dot0, dot1));

@@ -43,6 +43,8 @@ struct Portable {
             for (int64_t d = 0; d < width; ++d) *at(panel, d, lane) = reinterpret_cast<const T*>(rows[lane])[d];
     }
 
+    static bool wants_packed(int64_t) { return false; }
+
     template <class Rest>
     static void multiply(const Left& left, int64_t strips, const char* panel0, const char* panel1, float* c, bool accumulate,
                          Ahead&, Rest&) {
@@ -112,7 +114,7 @@ struct Portable {
                 for (int i = 0; i < columns; ++i) narrow(c[r * kBlock + i], first[r * row_step + i]);
         }
 
-        static void gate_backward(const float* c, const T* const* gates, int64_t up_at, const float* weights, T* const* grads,
+        static void gate_backward(const float* c, const T* const* gates, int64_t up_at, const float* weights, T* const* grads, int64_t grad_up_at,
                                   T* const* gated, float* const* dots, int num_rows, int columns) {
             for (int r = 0; r < num_rows; ++r) {
                 float dot = 0.0f;
@@ -120,7 +122,7 @@ struct Portable {
                     const float grad = c[r * kBlock + i], gate = widen(gates[r][i]), up = widen(gates[r][i + up_at]);
                     const float s = sigmoid(gate), activated = gate * s, weighted = grad * weights[r];
                     narrow(weighted * up * s * (1.0f + gate * (1.0f - s)), grads[r][i]);
-                    narrow(weighted * activated, grads[r][i + up_at]);
+                    narrow(weighted * activated, grads[r][i + grad_up_at]);
                     narrow(activated * up * weights[r], gated[r][i]);
                     dot += grad * activated * up;
                 }

@@ -1,4 +1,6 @@
-"""`moesaic bench train --ranks N`: a mixture whose experts are spread over processes, against DeepSpeed-MoE.
+"""`moesaic bench train --ranks N`: experts that are spread over processes, against DeepSpeed-MoE, classic and AutoEP.
+
+A mixture alone, forward and backward, and a language model with four of them, gradients summed over the ranks.
 
 Every program is started by torchrun, gloo and one thread a process, and they take turns. They get the same weights and
 tokens, and what comes out is compared where nothing is dropped.
@@ -22,10 +24,14 @@ from moesaic.bench.compare import check_equal
 from moesaic.bench.measure import describe_machine, summarise
 from moesaic.bench.shape import Shape
 from moesaic.errors import ConfigError, MoesaicError
+from moesaic.models.model import build_model
 
 # Tokens are those of all ranks.
 SHAPES = (Shape(2048, 512, 1024, 16, 2), Shape(2048, 512, 512, 64, 8), Shape(256, 512, 1024, 8, 2))
-ROUNDS = 3
+MODEL, NUM_LAYERS = Shape(1024, 512, 512, 16, 2), 4
+_LENGTH = 128
+_VOCABULARY = 8192
+ROUNDS = 2
 _TIMEOUT_S = 300
 _WARMUP = 3
 # One of so many tokens is compared.
@@ -37,20 +43,25 @@ class Program:
     """Somebody who can compute the layer.
 
     Attributes:
-        worker: the script, by its name before '_worker.py'.
-        drop: whether it may leave out rows of crowded experts.
-        faster: tokens a second of ours over its own that are aimed at.
+        file: of the program, as `ranks_worker.py` reads it, by its name.
+        way: which of its ways to compute.
+        comparable: dtypes in which it computes the same as ours.
+        faster: tokens a second of ours over its own that are aimed at; None: it is ours.
     """
 
-    worker: str
-    drop: bool = False
-    faster: float | None = None
+    file: str
+    way: str = ""
+    comparable: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    faster: float | None = 1.33
 
 
 PROGRAMS = {
-    "moesaic": Program("ranks_moesaic"),
-    "deepspeed": Program("ranks_deepspeed", faster=1.33),
-    "deepspeed_capacity": Program("ranks_deepspeed", drop=True, faster=1.33),
+    "moesaic": Program("ranks_moesaic", faster=None),
+    "deepspeed": Program("ranks_deepspeed", "dropless"),
+    # It leaves out rows of crowded experts.
+    "deepspeed_capacity": Program("ranks_deepspeed", "capacity", comparable=()),
+    # Its router computes in the dtype of the tokens, and chooses differently in bfloat16.
+    "deepspeed_autoep": Program("ranks_deepspeed", "auto", comparable=(torch.float32,)),
 }
 # Peak memory of ours over that of a peer.
 _LESS_MEMORY = 0.82
@@ -69,7 +80,7 @@ def bench_ranks(num_ranks: int, repeats: int, peers: Path, report: Callable[[str
         ConfigError: the ranks do not divide tokens and experts, or DeepSpeed has no environment.
         MoesaicError: a program failed, or they compute different things.
     """
-    odd = [shape for shape in SHAPES if shape.experts % num_ranks or shape.tokens % num_ranks]
+    odd = [shape for shape in (*SHAPES, MODEL) if shape.experts % num_ranks or shape.tokens % num_ranks]
     if odd:
         raise ConfigError(f"--ranks {num_ranks} does not divide {odd[0].experts} experts", "give 2, 4 or 8")
     if not (peers / "deepspeed.done").is_file():
@@ -77,61 +88,88 @@ def bench_ranks(num_ranks: int, repeats: int, peers: Path, report: Callable[[str
     cases: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        for shape in SHAPES:
-            name = f"{num_ranks} ranks {shape.dims()} {str(dtype).removeprefix('torch.')}"
-            report(name)
-            answers = _take_turns(shape, dtype, num_ranks, repeats, peers)
+        for shape, num_layers in [*((shape, 0) for shape in SHAPES), (MODEL, NUM_LAYERS)]:
+            case = {**shape.dims(), "layers": num_layers, "dtype": str(dtype).removeprefix("torch.")}
+            report(f"{num_ranks} ranks {case}")
+            answers = _take_turns(shape, num_layers, dtype, num_ranks, repeats, peers)
             versions |= {name: each[0]["version"] for name, each in answers.items()}
-            cases.append({**shape.dims(), "dtype": str(dtype).removeprefix("torch."), **_compare(answers, shape)})
+            cases.append({**case, **_compare(answers, shape)})
     machine = {**describe_machine(), "ranks": num_ranks, "deepspeed": versions["deepspeed"]}
     return {"benchmark": "train_ranks", "machine": machine, "repeats": repeats, "cases": cases}
 
 
 def _take_turns(
-    shape: Shape, dtype: torch.dtype, num_ranks: int, repeats: int, peers: Path
+    shape: Shape, num_layers: int, dtype: torch.dtype, num_ranks: int, repeats: int, peers: Path
 ) -> dict[str, list[dict[str, Any]]]:
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in PROGRAMS}
     with tempfile.TemporaryDirectory() as folder:
         tensors = Path(folder) / "tensors"
-        save_file(_draw(shape, dtype, num_ranks), tensors)
-        for _ in range(ROUNDS):
-            for name, program in PROGRAMS.items():
+        drawn = _draw_model(shape, num_layers, dtype, num_ranks) if num_layers else _draw_layer(shape, dtype, num_ranks)
+        save_file(drawn, tensors)
+        for turn in range(ROUNDS):
+            # There and back: what comes first is not always the same.
+            for name, program in list(PROGRAMS.items())[:: 1 if turn % 2 == 0 else -1]:
                 request = {
+                    "program": str(Path(__file__).with_name(f"{program.file}.py")),
+                    "way": program.way,
                     "tensors": str(tensors),
                     "chosen": shape.chosen,
+                    "layers": num_layers,
                     "warmup": _WARMUP,
                     "steps": repeats,
                     "every": _EVERY,
-                    "drop": program.drop,
                 }
                 python = sys.executable if name == "moesaic" else str(peers.absolute() / "bin" / "python")
-                answers[name].append(_ask(python, program.worker, request, num_ranks, Path(folder)))
+                answers[name].append(_ask(python, request, num_ranks, Path(folder)))
     expected = torch.tensor(answers["moesaic"][0]["result"]).to(dtype)
     for name, program in PROGRAMS.items():
-        if not program.drop:
+        if dtype in program.comparable:
             check_equal(name, torch.tensor(answers[name][0]["result"]).to(dtype), expected)
     return answers
 
 
-def _draw(shape: Shape, dtype: torch.dtype, num_ranks: int) -> dict[str, torch.Tensor]:
-    source = torch.Generator().manual_seed(0)
-
-    def normal(*sizes: int, scale: float = 1.0) -> torch.Tensor:
-        return (scale * torch.randn(sizes, generator=source)).to(dtype)
-
+def _draw_layer(shape: Shape, dtype: torch.dtype, num_ranks: int) -> dict[str, torch.Tensor]:
+    draw = _Source(dtype)
     tokens = shape.tokens // num_ranks
     return {
-        "router": normal(shape.experts, shape.width, scale=shape.width**-0.5).float(),
-        "gate_up": normal(shape.experts, 2 * shape.expert_width, shape.width, scale=shape.width**-0.5),
-        "down": normal(shape.experts, shape.width, shape.expert_width, scale=shape.expert_width**-0.5),
-        **{f"hidden.{rank}": normal(tokens, shape.width) for rank in range(num_ranks)},
-        **{f"grad.{rank}": normal(tokens, shape.width) for rank in range(num_ranks)},
+        "router": draw.normal(shape.experts, shape.width, scale=shape.width**-0.5).float(),
+        "gate_up": draw.normal(shape.experts, 2 * shape.expert_width, shape.width, scale=shape.width**-0.5),
+        "down": draw.normal(shape.experts, shape.width, shape.expert_width, scale=shape.expert_width**-0.5),
+        **{f"hidden.{rank}": draw.normal(tokens, shape.width) for rank in range(num_ranks)},
+        **{f"grad.{rank}": draw.normal(tokens, shape.width) for rank in range(num_ranks)},
     }
 
 
-def _ask(python: str, worker: str, request: dict[str, Any], num_ranks: int, folder: Path) -> dict[str, Any]:
+def _draw_model(shape: Shape, num_layers: int, dtype: torch.dtype, num_ranks: int) -> dict[str, torch.Tensor]:
+    draw = _Source(dtype)
+    model = build_model(shape.config(num_layers, _VOCABULARY), "meta")
+    sequences = shape.tokens // num_ranks // _LENGTH
+    return {
+        **{
+            name: torch.ones(each.shape, dtype=dtype)
+            if each.ndim == 1
+            else draw.normal(*each.shape, scale=each.shape[-1] ** -0.5)
+            for name, each in model.named_parameters()
+        },
+        **{f"{name}.{rank}": draw.ids(sequences, _LENGTH) for name in ("ids", "labels") for rank in range(num_ranks)},
+    }
+
+
+class _Source:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._generator = torch.Generator().manual_seed(0)
+
+    def normal(self, *sizes: int, scale: float = 1.0) -> torch.Tensor:
+        return (scale * torch.randn(sizes, generator=self._generator)).to(self._dtype)
+
+    def ids(self, *sizes: int) -> torch.Tensor:
+        return torch.randint(0, _VOCABULARY, sizes, generator=self._generator)
+
+
+def _ask(python: str, request: dict[str, Any], num_ranks: int, folder: Path) -> dict[str, Any]:
     """Start the ranks of a program and return what the first one answers."""
-    asked, script = folder / "request.json", Path(__file__).with_name(f"{worker}_worker.py")
+    asked, script = folder / "request.json", Path(__file__).with_name("ranks_worker.py")
     asked.write_text(json.dumps(request))
     launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     # As `keep_freed_memory` sets it for ours.
@@ -151,7 +189,8 @@ def _ask(python: str, worker: str, request: dict[str, Any], num_ranks: int, fold
     if done.returncode == 0 and answers:
         return json.loads(answers[-1])
     told = [line for line in done.stderr.splitlines() if "Error" in line] or [f"status {done.returncode}"]
-    raise MoesaicError(f"the ranks of {worker} ended: {told[0].strip()}", "where a package is missing: make peers")
+    name = Path(request["program"]).stem
+    raise MoesaicError(f"the ranks of {name} ended: {told[0].strip()}", "where a package is missing: make peers")
 
 
 def _compare(answers: dict[str, list[dict[str, Any]]], shape: Shape) -> dict[str, Any]:

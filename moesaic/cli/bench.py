@@ -268,6 +268,7 @@ def _print_ranks(result: dict[str, Any]) -> None:
     all_targets = {}
     for case in result["cases"]:
         name = " ".join(str(case[letter]) for letter in "TDFEK") + f", {case['dtype']}"
+        name += f", {case['layers']} layers" if case["layers"] else ""
         all_targets[name] = case["targets"]
         for program, times in case["times"].items():
             rate, peak = case["tokens_per_s"][program], case["peak_mib"][program]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moesaic.comm.collective import all_to_all
 from moesaic.comm.line import Arrival, Line
+from moesaic.hw.blocks import new_rows
 
 
 class Exchange(Protocol):
@@ -107,7 +108,7 @@ class FlatExchange:
     def move(self, rows: Tensor, back: bool) -> Tensor:
         """Do either, without a gradient, and wait."""
         sent, received = (self.received, self.sent) if back else (self.sent, self.received)
-        out = rows.new_empty(sum(received), *rows.shape[1:])
+        out = new_rows(rows, sum(received))
         all_to_all(out, rows.contiguous(), received, sent, self.group)
         return out
 

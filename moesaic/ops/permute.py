@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moesaic.errors import UnsupportedError
+from moesaic.hw.blocks import new_rows
 from moesaic.ops.backend import choose_backend, load_gpu_module
 from moesaic.ops.cpu import routing as compiled
 from moesaic.ops.permutation import Permutation
@@ -88,15 +89,18 @@ def permute(hidden_TD: Tensor, permutation: Permutation) -> Tensor:
     return _Permute.apply(hidden_TD, permutation)
 
 
-def combine(rows_ND: Tensor, weights_N: Tensor, permutation: Permutation) -> Tensor:
+def combine(rows_ND: Tensor, weights_N: Tensor | None, permutation: Permutation) -> Tensor:
     """Return [T, D]: for each token, the sum of its rows times their weights; zero for a token without rows.
 
     Args:
         rows_ND: grouped by expert, as `permute` made them.
-        weights_N: in the order of the pairs, of any floating dtype; applied in the dtype of the rows.
+        weights_N: in the order of the pairs, of any floating dtype; applied in the dtype of the rows. None: all 1.
     """
     if choose_backend("combine", rows_ND) == "triton":
+        weights_N = rows_ND.new_ones(len(rows_ND)) if weights_N is None else weights_N
         return load_gpu_module("permute").combine(rows_ND, weights_N, permutation)
+    if weights_N is None:
+        return _Sum.apply(rows_ND, permutation)
     return _Combine.apply(rows_ND, weights_N, permutation)
 
 
@@ -104,11 +108,22 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TD, permutation):  # type: ignore[no-untyped-def]
         ctx.permutation = permutation
-        return hidden_TD.index_select(0, permutation.token_ids_N)
+        return _gather(hidden_TD, permutation)
 
     @staticmethod
     def backward(ctx, grad_ND):  # type: ignore[no-untyped-def]
         return _sum_rows(grad_ND.contiguous(), None, ctx.permutation), None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows_ND, permutation):  # type: ignore[no-untyped-def]
+        ctx.permutation = permutation
+        return _sum_rows(rows_ND, None, permutation)
+
+    @staticmethod
+    def backward(ctx, grad_TD):  # type: ignore[no-untyped-def]
+        return _gather(grad_TD, ctx.permutation), None
 
 
 class _Combine(torch.autograd.Function):
@@ -127,6 +142,11 @@ class _Combine(torch.autograd.Function):
         by_row_N = torch.empty_like(weights_N)
         by_row_N[inverse_N] = weights_N
         return grad_ND.mul_(by_row_N.to(grad_ND.dtype).unsqueeze(1)), grad_weights_N, None
+
+
+def _gather(hidden_TD: Tensor, permutation: Permutation) -> Tensor:
+    token_ids_N = permutation.token_ids_N
+    return torch.index_select(hidden_TD, 0, token_ids_N, out=new_rows(hidden_TD, len(token_ids_N)))
 
 
 def _sum_rows(rows_ND: Tensor, weights_N: Tensor | None, permutation: Permutation) -> Tensor:

@@ -46,8 +46,7 @@ class AllToAllDispatcher:
         permutation = group_received(pair_ids_N, received_W2, len(gate_up))
         mixed_RD = mix_experts(rows_RD, weights_N, gate_up, down, permutation)
 
-        back_RD = rows.send_back(mixed_RD)
-        return combine(back_RD, back_RD.new_ones(len(back_RD)), trip.rows)
+        return combine(rows.send_back(mixed_RD), None, trip.rows)
 
 
 def apply_expert_parallel(model: LanguageModel, mesh: Mesh, all_to_all: AllToAll) -> LanguageModel:

@@ -76,7 +76,7 @@ class PipelinedDispatcher:
             # Backward takes the chunks from the last on: when the first one's gradients have come, all have.
             on_gradients = self._on_idle_link if index == 0 else None
             returning.append(depart(exchange, mixed_RD, back=True, on_gradients=on_gradients))
-        mixed = [_combine(arrive(flight), trip) for flight, trip in zip(returning, trips, strict=True)]
+        mixed = [combine(arrive(flight), None, trip.rows) for flight, trip in zip(returning, trips, strict=True)]
         return torch.cat(mixed)
 
     def _plan_trips(self, bounds: list[int], routing: Routing, num_experts: int) -> list[Trip]:
@@ -96,10 +96,6 @@ def _pack(trips: list[Trip], pairs_Wr: Tensor, weights_N: Tensor) -> Tensor:
     order_N = torch.cat([trip.order_N + start for trip, start in zip(trips, starts, strict=True)])
     pair_ids_N = torch.cat([trip.pair_ids_N for trip in trips])
     return Transposition(pairs_Wr.tolist()).undo(pack_pairs(weights_N[order_N], pair_ids_N))
-
-
-def _combine(back_RD: Tensor, trip: Trip) -> Tensor:
-    return combine(back_RD, back_RD.new_ones(len(back_RD)), trip.rows)
 
 
 def _lend(weight: Tensor, dtype: torch.dtype, num_chunks: int) -> list[Tensor]:

@@ -124,6 +124,7 @@ def test_ranks_are_measured_and_told_in_two_tables_when_given(
         progress("a case")
         case = {
             **dict(zip("TDFEK", (2048, 512, 1024, 16, 2), strict=True)),
+            "layers": 4,
             "dtype": "bfloat16",
             "times": {"moesaic": {"median_ms": 12.5}},
             "tokens_per_s": {"moesaic": 163840},

@@ -91,6 +91,8 @@ def test_gradients_of_movement_equal_finite_differences_when_routing_is(
     weights_N = torch.rand(len(tokens), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda hidden: permute(hidden, permutation), [hidden_TD])
     assert torch.autograd.gradcheck(lambda rows, weights: combine(rows, weights, permutation), [rows_ND, weights_N])
+    assert torch.autograd.gradcheck(lambda rows: combine(rows, None, permutation), [rows_ND])
+    assert torch.equal(combine(rows_ND, None, permutation), combine(rows_ND, torch.ones_like(weights_N), permutation))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import UnsupportedError
+from moesaic.hw.blocks import BLOCKS
 from moesaic.ops.cpu.description import DTYPES, Described, count_rows, open_library
 from moesaic.ops.cpu.library import check_status, choose_instruction_set
 from moesaic.ops.permutation import Permutation
@@ -67,7 +68,7 @@ def _forward(hidden: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tens
 def _forward_with_gradient(
     hidden: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, routing: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    kept = _new_kept(hidden, gate_up, routing)
+    kept = BLOCKS.new_empty(_kept_shape(hidden, gate_up, routing), hidden.dtype)
     return _compute(hidden, weights, gate_up, down, routing, kept), kept
 
 
@@ -80,16 +81,21 @@ def _compute(
     kept: Tensor | None,
 ) -> Tensor:
     described = Described(hidden, weights, gate_up, down, routing)
-    out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    described.mixture.gate_up_rows = None if kept is None else kept.data_ptr()
+    if kept is None:
+        out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    else:
+        out = BLOCKS.new_empty(hidden.shape, hidden.dtype)
+        described.mixture.gate_up_rows = kept.data_ptr()
+        scratch = _take_scratch(described)
+        described.mixture.scratch = scratch.data_ptr()
     status = open_library().moesaic_mixture_forward(ctypes.byref(described.mixture), out.data_ptr())
     check_status(status, "mixing experts")
     return out
 
 
-def _new_kept(hidden: Tensor, gate_up: Tensor, routing: list[Tensor]) -> Tensor:
-    """Return room for the products before the gating, [N, 2F], which the backward pass takes up again."""
-    return hidden.new_empty((count_rows(hidden, routing), gate_up.shape[1]))
+def _kept_shape(hidden: Tensor, gate_up: Tensor, routing: list[Tensor]) -> tuple[int, int]:
+    """Return the shape of the products before the gating, [N, 2F], which the backward pass takes up again."""
+    return count_rows(hidden, routing), gate_up.shape[1]
 
 
 def _backward(
@@ -105,26 +111,28 @@ def _backward(
     grad_out = grad_out.contiguous()
     described = Described(hidden, weights, gate_up, down, routing)
     described.mixture.gate_up_rows = kept.data_ptr()
-    results = _new_gradients(hidden, weights, gate_up, down, needed)
+    leaves = hidden, weights, gate_up, down
+    first, second, third, fourth = results = tuple(
+        BLOCKS.new_empty(leaf.shape, leaf.dtype) if need and leaf is not None else hidden.new_empty(0)
+        for leaf, need in zip(leaves, needed, strict=True)
+    )
+    scratch = _take_scratch(described)
+    described.mixture.scratch = scratch.data_ptr()
     pointers = [result.data_ptr() if need else None for result, need in zip(results, needed, strict=True)]
     gradients = _Gradients(grad_out.data_ptr(), *pointers)
     status = open_library().moesaic_mixture_backward(ctypes.byref(described.mixture), ctypes.byref(gradients))
     check_status(status, "differentiating the mixture of experts")
-    return results
-
-
-def _new_gradients(
-    hidden: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, needed: list[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return room for the gradients that are needed, empty tensors for the others."""
-    leaves = hidden, weights, gate_up, down
-    first, second, third, fourth = (
-        torch.empty_like(leaf, memory_format=torch.contiguous_format)
-        if need and leaf is not None
-        else hidden.new_empty(0)
-        for leaf, need in zip(leaves, needed, strict=True)
-    )
     return first, second, third, fourth
+
+
+def _take_scratch(described: Described) -> Tensor:
+    """Return working memory for either pass: of one length, so that both use one block."""
+    library, mixture, longest = open_library(), ctypes.byref(described.mixture), 0
+    for count in (library.moesaic_mixture_forward_scratch, library.moesaic_mixture_backward_scratch):
+        num_bytes = ctypes.c_int64()
+        check_status(count(mixture, ctypes.byref(num_bytes)), "mixing experts")
+        longest = max(longest, num_bytes.value)
+    return BLOCKS.new_empty((longest,), torch.uint8)
 
 
 def _fake_forward(hidden, *_):  # type: ignore[no-untyped-def]
@@ -132,11 +140,15 @@ def _fake_forward(hidden, *_):  # type: ignore[no-untyped-def]
 
 
 def _fake_forward_with_gradient(hidden, weights, gate_up, down, routing):  # type: ignore[no-untyped-def]
-    return _fake_forward(hidden), _new_kept(hidden, gate_up, routing)
+    return _fake_forward(hidden), hidden.new_empty(_kept_shape(hidden, gate_up, routing))
 
 
 def _fake_backward(grad_out, hidden, weights, gate_up, down, routing, kept, needed):  # type: ignore[no-untyped-def]
-    return _new_gradients(hidden, weights, gate_up, down, needed)
+    leaves = hidden, weights, gate_up, down
+    return tuple(
+        leaf.new_empty(leaf.shape) if need and leaf is not None else hidden.new_empty(0)
+        for leaf, need in zip(leaves, needed, strict=True)
+    )
 
 
 def _keep_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
