@@ -1,7 +1,7 @@
 """A tiny run in any layout of ranks, saved and brought back: what the ranks of a test do."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,17 @@ from moesaic.train.state import TrainState
 from moesaic.train.step import train_step
 from tests.parallel.twin import Changes, twin_batch, twin_config
 
-Layout = tuple[int, int, int]
 Arrays = dict[str, np.ndarray]
+
+
+class Layout(NamedTuple):
+    """Ranks, those that share dense parameters, experts, heads; and whether embedding and head are in parts."""
+
+    ranks: int
+    shard: int
+    expert: int
+    tensor: int = 1
+    splits_embedding: bool = False
 
 
 class Place:
@@ -44,28 +53,28 @@ class Place:
 
 
 def layouts(num_experts: int) -> list[Layout]:
-    """List ranks, ranks that share dense parameters, and ranks that share experts, for up to four ranks."""
+    """List layouts of up to four ranks: of data and experts all, of heads and embeddings some."""
     divisors = {1: (1,), 2: (1, 2), 4: (1, 2, 4)}
-    return [
-        (ranks, shard, expert)
-        for ranks, degrees in divisors.items()
-        for shard in degrees
-        for expert in degrees
-        if num_experts % expert == 0
+    found = [
+        Layout(ranks, shard, expert) for ranks, degrees in divisors.items() for shard in degrees for expert in degrees
     ]
+    found += [Layout(2, 1, 2, tensor=2), Layout(2, 2, 1, splits_embedding=True)]
+    found += [Layout(4, 1, 2, 2, True), Layout(4, 2, 1, 2), Layout(4, 1, 2, 4)]
+    return [layout for layout in found if num_experts % layout.expert == 0]
 
 
 def new_state(layout: Layout, changes: Changes, seed: int) -> tuple[TrainState, RunConfig]:
     """Build the run in a layout; all of its ranks must call."""
-    ranks, shard, expert = layout
+    ranks, shard, expert, tensor, splits_embedding = layout
     config = twin_config(changes)
     loader: Any = Place(seed)
     if ranks == 1:
         model = build_model(config.model)
         init_weights(model, config.model, seed)
         return TrainState(model, build_optimizer(model, config.optim), loader, LocalGradients(model)), config
-    mesh = build_mesh(ranks // shard, shard, expert)
-    model = apply_parallel(build_model(config.model, device="meta"), mesh).to_empty(device="cpu")
+    mesh = build_mesh(ranks // shard // tensor, shard, expert, tensor=tensor)
+    model = build_model(config.model, device="meta")
+    model = apply_parallel(model, mesh, split_embedding=splits_embedding).to_empty(device="cpu")
     init_weights(model, config.model, seed, own_part)
     gradients = share_gradients(model, mesh, config.parallel.bucket_bytes)
     world = World(dist.get_rank(), dist.get_world_size())

@@ -17,7 +17,15 @@ from tests.checkpoint.layout import Arrays, Layout, layouts, restore_in, save_in
 from tests.comm.pool import Pools
 from tests.parallel.twin import Changes
 
-CHANGES: Changes = {"model.router": "sigmoid", "model.bias_update_speed": 0.05, "optim.learning_rate": 0.01}
+CHANGES: Changes = {
+    "model.router": "sigmoid",
+    "model.bias_update_speed": 0.05,
+    "model.num_key_value_heads": 4,
+    "model.qk_norm": "width",
+    "model.attention_bias": True,
+    "model.attention_output_bias": True,
+    "optim.learning_rate": 0.01,
+}
 # So that a share of a router is empty where four ranks have three, and tables are cut unevenly.
 NUM_EXPERTS = (8, 6)
 
@@ -62,7 +70,9 @@ def test_every_tensor_and_moment_is_brought_back_in_all_layouts_when_saved_in(
                 }
 
 
-@pytest.mark.parametrize("layout", [(4, 2, 2), (4, 1, 4), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(4, 2, 2), Layout(4, 1, 4), Layout(4, 2, 2, 2, True), Layout(2, 1, 1)], ids=str
+)
 def test_every_value_is_written_once_and_the_work_shared_when_ranks_have_the_same(
     layout: Layout, pools: Pools, tmp_path: Path
 ) -> None:
@@ -82,7 +92,7 @@ def test_every_value_is_written_once_and_the_work_shared_when_ranks_have_the_sam
 
 
 def test_torch_reads_the_files_when_given_its_own_reader(pools: Pools, tmp_path: Path) -> None:
-    expected = _save(pools, (4, 4, 2), CHANGES, tmp_path)
+    expected = _save(pools, Layout(4, 4, 2), CHANGES, tmp_path)
     wanted = {
         name.removeprefix("model/"): torch.full(array.shape, 9.0)
         for name, array in expected.items()
@@ -94,7 +104,7 @@ def test_torch_reads_the_files_when_given_its_own_reader(pools: Pools, tmp_path:
     assert all(np.array_equal(tensor.numpy(), expected[f"model/{name}"]) for name, tensor in wanted.items())
 
 
-@pytest.mark.parametrize("layout", [(4, 4, 2), (4, 1, 4)], ids=str)
+@pytest.mark.parametrize("layout", [Layout(4, 4, 2), Layout(4, 1, 4), Layout(4, 2, 2, 2, True)], ids=str)
 def test_model_is_loaded_in_place_when_several_ranks_wrote_it(layout: Layout, pools: Pools, tmp_path: Path) -> None:
     expected = _save(pools, layout, CHANGES, tmp_path)
     model = load_model(tmp_path / "step-00000002")
