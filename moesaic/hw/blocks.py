@@ -53,7 +53,7 @@ class Blocks:
         """
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes < _SMALLEST_BYTES:
-            return torch.empty(tuple(shape), dtype=dtype)
+            return torch.empty(tuple(shape), dtype=dtype, device="cpu")
         block = self._take(num_bytes)
         # Lives as long as the tensor's memory does.
         view = block.view_type.from_buffer(block.memory)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class Lion(torch.optim.Optimizer):
@@ -43,9 +44,15 @@ class Lion(torch.optim.Optimizer):
 
     def _step_group(self, params: list[Tensor], moments: list[Tensor], group: dict[str, Any]) -> None:
         first, second = group["betas"]
-        grads = [param.grad for param in params if param.grad is not None]
+        grads = [_own(param.grad) for param in params if param.grad is not None]
+        params, moments = [_own(param) for param in params], [_own(moment) for moment in moments]
         directions = torch._foreach_lerp(grads, moments, first)
         torch._foreach_sign_(directions)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, directions, alpha=-group["lr"])
         torch._foreach_lerp_(moments, grads, 1 - second)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor: every entry moves by itself, and torch 2.11 knows no lerp of parts."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
