@@ -49,7 +49,7 @@ def take_turns(candidates: Mapping[str, Callable[[], object]], repeats: int) -> 
 
 def time_all_to_all(mesh: Mesh, repeats: int) -> list[dict[str, Any]]:
     """Time one message of each size, flat and, where the ranks fill several nodes, in two hops."""
-    ways: dict[str, AllToAll] = {"flat": FlatAllToAll(mesh.expert.get_group("expert"))}
+    ways: dict[str, AllToAll] = {"flat": FlatAllToAll(mesh.tokens)}
     if mesh.nodes is not None:
         ways["hierarchical"] = HierarchicalAllToAll(mesh.nodes.get_group("node"), mesh.nodes.get_group("rail"))
     rows = []
@@ -118,7 +118,7 @@ def _dense_shapes() -> list[torch.Size]:
 
 def fit_messages(mesh: Mesh) -> dict[str, dict[str, float]]:
     """Return what each kind of message costs between these ranks, by its bytes up to 4 MiB."""
-    flat = FlatAllToAll(mesh.expert.get_group("expert"))
+    flat = FlatAllToAll(mesh.tokens)
     costs = {
         "all_to_all": fit_exchange(flat, _MOST_BYTES),
         "all_gather": fit_all_gather(mesh.everyone, _MOST_BYTES),

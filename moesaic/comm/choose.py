@@ -20,7 +20,7 @@ def choose_all_to_all(mesh: Mesh, kind: str, num_rows: int, row_bytes: int) -> A
         kind: 'flat', 'hierarchical', or 'auto' for the faster of both.
         num_rows, row_bytes: of what a rank sends in a usual exchange, to measure with.
     """
-    flat = FlatAllToAll(mesh.expert.get_group("expert"))
+    flat = FlatAllToAll(mesh.tokens)
     if mesh.nodes is None or kind == "flat":
         return flat
     hierarchical = HierarchicalAllToAll(mesh.nodes.get_group("node"), mesh.nodes.get_group("rail"))

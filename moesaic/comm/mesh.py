@@ -30,6 +30,9 @@ class Mesh:
             those with the same place in theirs. Else None.
         width: axes data_replicate, data_shard, tensor, where ranks share heads and widths. Else None.
         data: one axis: all ranks, each of which has sequences of its own.
+        tokens: the ranks of the axis of experts, in a group of their own. Rows may be under way in it beside other
+            messages; the axis's group is that of all ranks where it is as long, as torch has it, and ranks must send
+            in one order in each group.
     """
 
     dense: DeviceMesh
@@ -37,6 +40,7 @@ class Mesh:
     nodes: DeviceMesh | None
     width: DeviceMesh | None
     data: DeviceMesh
+    tokens: dist.ProcessGroup
 
     @property
     def size(self) -> int:
@@ -79,10 +83,19 @@ def build_mesh(
     if tensor > 1:
         width = mesh(data_replicate=data_replicate, data_shard=data_shard, tensor=tensor)
     shares = data_shard * tensor if data_shard > 1 else 1
+    experts = mesh(expert_replicate=replicas, expert=expert)
     return Mesh(
         mesh(data_replicate=num_ranks // shares, data_shard=shares),
-        mesh(expert_replicate=replicas, expert=expert),
+        experts,
         nodes,
         width,
         mesh(data=num_ranks),
+        _new_group(tuple(map(tuple, experts.mesh.tolist()))),
     )
+
+
+def _new_group(ranks: tuple[tuple[int, ...], ...]) -> dist.ProcessGroup:
+    """Return the one of several new groups that this rank is in; all ranks must call."""
+    group, _ = dist.new_subgroups_by_enumeration([list(each) for each in ranks])
+    assert group is not None, "every rank is in one"
+    return group

@@ -10,7 +10,9 @@ import contextlib
 import ctypes
 import math
 import mmap
+import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -33,9 +35,12 @@ class _Block:
 
 
 class Blocks:
-    """Memory for tensors, of which those that have gone leave theirs to those that come."""
+    """Memory for tensors, of which those that have gone leave theirs to those that come; threads may ask at once."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # A tensor may go while a block is taken, in the same thread too: it only leaves its block here.
+        self._returned: deque[_Block] = deque()
         self._free: list[_Block] = []
         self._num_blocks = 0
         self._num_requests = 0
@@ -43,7 +48,9 @@ class Blocks:
     @property
     def held_bytes(self) -> int:
         """Return the length of the blocks that no tensor uses."""
-        return sum(block.num_bytes for block in self._free)
+        with self._lock:
+            self._collect()
+            return sum(block.num_bytes for block in self._free)
 
     def new_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor on the CPU with any values; a small one comes from the heap.
@@ -61,19 +68,25 @@ class Blocks:
         return torch.frombuffer(view, dtype=dtype, count=math.prod(shape)).view(tuple(shape))
 
     def _take(self, num_bytes: int) -> _Block:
-        self._num_requests += 1
-        length = _round_up(num_bytes)
-        for index, block in enumerate(self._free):
-            if block.num_bytes == length:
-                return self._free.pop(index)
-        self._let_go_of_old_ones()
-        block = _Block(length)
-        self._num_blocks += 1
-        return block
+        with self._lock:
+            self._num_requests += 1
+            self._collect()
+            length = _round_up(num_bytes)
+            for index, block in enumerate(self._free):
+                if block.num_bytes == length:
+                    return self._free.pop(index)
+            self._let_go_of_old_ones()
+            block = _Block(length)
+            self._num_blocks += 1
+            return block
 
     def _give_back(self, block: _Block) -> None:
         block.freed_at = self._num_requests
-        self._free.append(block)
+        self._returned.append(block)
+
+    def _collect(self) -> None:
+        while self._returned:
+            self._free.append(self._returned.popleft())
 
     def _let_go_of_old_ones(self) -> None:
         oldest = self._num_requests - _PATIENCE * self._num_blocks

@@ -32,7 +32,7 @@ def apply_parallel(
     for moe in mixtures:
         moe.batch = batch
     if mesh.expert.size(1) > 1:
-        apply_expert_parallel(model, mesh, all_to_all or FlatAllToAll(mesh.expert.get_group("expert")))
+        apply_expert_parallel(model, mesh, all_to_all or FlatAllToAll(mesh.tokens))
     if mesh.width is not None:
         apply_tensor_parallel(model, mesh.width["tensor"])
     if split_embedding:

@@ -68,6 +68,7 @@ def _serve(pipe: Connection, meeting: Path, rank: int, size: int) -> None:
     # Each group has threads, which wake a hundred times a second: those of one shape are met once.
     made = functools.cache(mesh.init_device_mesh)
     mesh.init_device_mesh = lambda device, sizes, mesh_dim_names: made(device, sizes, mesh_dim_names=mesh_dim_names)
+    mesh._new_group = functools.cache(mesh._new_group)
     while True:
         try:
             function, arguments = pipe.recv()

@@ -51,7 +51,7 @@ def test_ranks_choose_alike_by_the_slowest_when_they_measure_differently(pools: 
 
 
 def _measured() -> float:
-    return measure_exchange(FlatAllToAll(build_mesh(2, 1, 2).expert.get_group("expert")), 100, 64)
+    return measure_exchange(FlatAllToAll(build_mesh(2, 1, 2).tokens), 100, 64)
 
 
 def test_exchange_takes_time_when_measured(pools: Pools) -> None:

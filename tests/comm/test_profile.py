@@ -14,7 +14,7 @@ from tests.comm.pool import Pools
 
 def _fits() -> list[Cost]:
     mesh = build_mesh(2, 1, 2)
-    all_to_all = FlatAllToAll(mesh.expert.get_group("expert"))
+    all_to_all = FlatAllToAll(mesh.tokens)
     return [fit_exchange(all_to_all, 2**16), fit_all_gather(mesh.everyone, 2**16), fit_all_reduce(mesh.everyone, 2**16)]
 
 
@@ -35,7 +35,7 @@ def test_time_is_that_of_the_slowest_rank_when_measured(pools: Pools) -> None:
 
 
 def _num_bytes(num_bytes: int) -> int:
-    exchange, rows = even_message(FlatAllToAll(build_mesh(2, 1, 2).expert.get_group("expert")), num_bytes)
+    exchange, rows = even_message(FlatAllToAll(build_mesh(2, 1, 2).tokens), num_bytes)
     assert exchange.move(rows, False).shape == rows.shape
     return rows.nbytes
 

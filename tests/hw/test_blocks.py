@@ -1,6 +1,8 @@
 """Memory that tensors leave to those that come after them."""
 
 import gc
+import random
+import threading
 
 import pytest
 import torch
@@ -97,3 +99,24 @@ def test_rows_have_a_block_when_the_others_have_memory_of_the_cpu() -> None:
     assert new_rows(torch.zeros(3, 2048, device="meta"), 300).device.type == "meta"
     with FakeTensorMode():
         assert isinstance(new_rows(torch.zeros(3, 2048), 300), FakeTensor)
+
+
+def test_no_memory_is_two_tensors_when_threads_ask_at_once() -> None:
+    blocks, wrong = Blocks(), []
+
+    def use(number: int) -> None:
+        source = random.Random(number)
+        for turn in range(200):
+            tensor = blocks.new_empty([2**18 + 2**16 * source.randrange(4)], torch.float32)
+            tensor.fill_(1000 * number + turn)
+            if not bool((tensor == 1000 * number + turn).all()):
+                wrong.append((number, turn))
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    gc.collect()
+    assert blocks.held_bytes > 0

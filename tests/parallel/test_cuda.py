@@ -43,7 +43,7 @@ def test_step_is_that_of_the_cpu_when_messages_go_through_nccl(layout: str, mesh
     for moe in model.moe_layers().values():
         moe.batch = SharedBatch(mesh.everyone)
     if layout == "experts":
-        apply_expert_parallel(model, mesh, FlatAllToAll(mesh.expert.get_group("expert")))
+        apply_expert_parallel(model, mesh, FlatAllToAll(mesh.tokens))
     if layout == "heads":
         apply_tensor_parallel(model, mesh.data)
     if layout == "embedding":

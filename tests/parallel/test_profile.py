@@ -47,7 +47,7 @@ def _measured(num_hops: int) -> Profile:
     model = apply_parallel(build_model(config), mesh)
     assert mesh.nodes is not None
     way = (
-        FlatAllToAll(mesh.expert.get_group("expert"))
+        FlatAllToAll(mesh.tokens)
         if num_hops == 1
         else HierarchicalAllToAll(mesh.nodes.get_group("node"), mesh.nodes.get_group("rail"))
     )
@@ -80,7 +80,7 @@ def _faster(slow_s: float) -> tuple[bool, bool]:
     mesh = build_mesh(4, 1, 4, 2)
     config = tiny_config(num_experts=8, num_experts_per_tok=2)
     model = apply_parallel(build_model(config), mesh)
-    way = FlatAllToAll(mesh.expert.get_group("expert"))
+    way = FlatAllToAll(mesh.tokens)
     experts = next(iter(model.moe_layers().values())).experts
     work = list_work(model, 32, torch.float32, 4)[0]
     many = is_faster(way, experts, torch.float32, work, 8)
