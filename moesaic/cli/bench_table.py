@@ -142,6 +142,8 @@ def _print_with_targets(table: Table, all_targets: dict[str, list[dict[str, Any]
             found = "not measured" if row["found"] is None else f"{row['found']:.3g}"
             met = "yes" if row["met"] else "no"
             targets.add_row(name, row["figure"], f"at {row['at']} {row['limit']:g}", found, met)
-    for each in (table, targets):
-        each.columns[0].no_wrap = True
+    # Numbers stay whole where words can wrap.
+    for each, words in ((table, 0), (targets, 1)):
+        for index, column in enumerate(each.columns):
+            column.no_wrap = index != words
         error_console().print(each)
