@@ -42,11 +42,11 @@ def _draw_system(axes: Any, system: dict[str, Any]) -> None:
     rows, name = system["rows"], system["system"]
     colour = _COLOURS.get(name)
 
-    def draw(key: str, style: str, label: str, hollow: bool = False) -> None:
+    def draw(key: str, style: str, label: str) -> None:
         known = [row for row in rows if row.get(key) is not None]
-        values = [row[key] / row["gpus"] for row in known]
-        face = "none" if hollow else colour
-        axes.plot([row["gpus"] for row in known], values, style, color=colour, markerfacecolor=face, label=label)
+        if known:
+            values = [row[key] / row["gpus"] for row in known]
+            axes.plot([row["gpus"] for row in known], values, style, color=colour, label=label)
 
     draw("published_tokens_per_s", "o", f"{name}, published")
     draw("predicted_tokens_per_s", "-", f"{name}, predicted from its first three")
