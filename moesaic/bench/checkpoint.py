@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.bench.measure import describe_machine, summarise
+from moesaic.bench.target import hold
 from moesaic.errors import ConfigError, MoesaicError
 
 # 83M parameters: with two moments 1 GB.
@@ -63,21 +64,12 @@ def bench_checkpoint(num_ranks: int, repeats: int, folder: Path | None = None) -
         "bytes": answer["bytes"],
         "times": {name: summarise(each) for name, each in seconds.items()},
         "report": answer["reports"][-1],
-        "targets": [_hold(slow, fast, limit, medians) for slow, fast, limit in TARGETS],
+        "targets": [
+            hold(f"{slow} / {fast}", "least", limit, medians[slow] / medians[fast]) for slow, fast, limit in TARGETS
+        ],
     }
     machine = {**describe_machine(), "ranks": num_ranks}
     return {"benchmark": "checkpoint", "machine": machine, "repeats": repeats, "cases": [case]}
-
-
-def _hold(slow: str, fast: str, limit: float, medians: dict[str, float]) -> dict[str, Any]:
-    found = medians[slow] / medians[fast]
-    return {
-        "figure": f"{slow} / {fast}",
-        "at": "least",
-        "limit": limit,
-        "found": round(found, 3),
-        "met": found >= limit,
-    }
 
 
 def _ask(request: dict[str, Any], num_ranks: int, folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from moesaic.bench.chunks import time_chunks, time_gradients
 from moesaic.bench.embedding import SHORT, VOCABULARY, time_embedding
 from moesaic.bench.measure import describe_machine
 from moesaic.bench.messages import SMALL_BYTES, fit_messages, time_all_to_all, time_buckets
+from moesaic.bench.target import hold
 from moesaic.comm.failure import name_rank
 from moesaic.comm.mesh import Mesh, build_mesh
 from moesaic.comm.world import join_world
@@ -118,23 +119,12 @@ def check_targets(cases: dict[str, Any]) -> list[dict[str, Any]]:
         ratios = [each["flat"] / each["hierarchical"] for each in small if "hierarchical" in each]
         mean = statistics.geometric_mean(ratios) if ratios else None
         figure = f"flat / hierarchical, geometric mean up to {SMALL_BYTES} bytes"
-        targets.append(_target(figure, "least", _HIERARCHICAL, mean))
+        targets.append(hold(figure, "least", _HIERARCHICAL, mean))
     if "chunks" in cases:
         times, chosen, best = (cases["chunks"][key] for key in ("ms", "chosen", "best"))
-        targets.append(_target("whole / chosen chunks", "least", _CHUNKS, times["1"] / times[str(chosen)]))
-        targets.append(_target("chosen / best chunks", "most", _CHOSEN, times[str(chosen)] / times[str(best)]))
+        targets.append(hold("whole / chosen chunks", "least", _CHUNKS, times["1"] / times[str(chosen)]))
+        targets.append(hold("chosen / best chunks", "most", _CHOSEN, times[str(chosen)] / times[str(best)]))
     return targets
-
-
-def _target(figure: str, at: str, limit: float, found: float | None) -> dict[str, Any]:
-    met = found is not None and (found >= limit if at == "least" else found <= limit)
-    return {
-        "figure": figure,
-        "at": at,
-        "limit": limit,
-        "found": None if found is None else round(found, 3),
-        "met": met,
-    }
 
 
 def _start(asked: Asked) -> dict[str, Any]:

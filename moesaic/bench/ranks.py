@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from moesaic.bench.compare import check_equal
 from moesaic.bench.measure import describe_machine, summarise
 from moesaic.bench.shape import Shape
+from moesaic.bench.target import hold
 from moesaic.errors import ConfigError, MoesaicError
 from moesaic.models.model import build_model
 
@@ -203,8 +204,8 @@ def _compare(answers: dict[str, list[dict[str, Any]]], shape: Shape) -> dict[str
             continue
         faster, memory = statistics.median(times[name]) / ours, peaks["moesaic"] / peaks[name]
         targets += [
-            _target(f"{name} / moesaic, time", "least", program.faster, faster),
-            _target(f"moesaic / {name}, peak memory", "most", _LESS_MEMORY, memory),
+            hold(f"{name} / moesaic, time", "least", program.faster, faster),
+            hold(f"moesaic / {name}, peak memory", "most", _LESS_MEMORY, memory),
         ]
     return {
         "times": {name: summarise(each) for name, each in times.items()},
@@ -212,8 +213,3 @@ def _compare(answers: dict[str, list[dict[str, Any]]], shape: Shape) -> dict[str
         "peak_mib": {name: round(peak / 2**20, 1) for name, peak in peaks.items()},
         "targets": targets,
     }
-
-
-def _target(figure: str, at: str, limit: float, found: float) -> dict[str, Any]:
-    met = found >= limit if at == "least" else found <= limit
-    return {"figure": figure, "at": at, "limit": limit, "found": round(found, 3), "met": met}

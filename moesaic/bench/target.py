@@ -51,6 +51,18 @@ def check_targets(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def hold(figure: str, at: str, limit: float, found: float | None) -> dict[str, Any]:
+    """Hold a figure against a limit, at 'least' or at 'most'; None, what was not measured, does not meet it."""
+    met = found is not None and (found >= limit if at == "least" else found <= limit)
+    return {
+        "figure": figure,
+        "at": at,
+        "limit": limit,
+        "found": None if found is None else round(found, 3),
+        "met": met,
+    }
+
+
 def time_of(name: str, times: dict[str, dict[str, float]]) -> float | None:
     """Return the median of a candidate, or of the fastest of a group of rivals; None: not measured."""
     # A training step has one time of a whole group, under its name.
