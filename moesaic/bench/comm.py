@@ -98,7 +98,7 @@ def bench_rank(asked: Asked, report: Callable[[str], None]) -> dict[str, Any] | 
         if alone:  # nobody to meet, but the same calls
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         try:
-            mesh = build_mesh(world.size, 1, world.size, world.num_here)
+            mesh = build_mesh(world.size, 1, world.size, world.num_here, timeout_s=_TIMEOUT_S)
             cases = {}
             for name in asked.cases:
                 report(name)

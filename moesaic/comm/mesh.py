@@ -14,9 +14,11 @@ that is not cut along the heads: where there are shares, these are spread over t
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,13 @@ class Mesh:
 
 
 def build_mesh(
-    data_replicate: int, data_shard: int, expert: int, ranks_per_node: int = 1, tensor: int = 1, device: str = "cpu"
+    data_replicate: int,
+    data_shard: int,
+    expert: int,
+    ranks_per_node: int = 1,
+    tensor: int = 1,
+    device: str = "cpu",
+    timeout_s: int | None = None,
 ) -> Mesh:
     """Build the groups of ranks; all ranks must call.
 
@@ -70,6 +78,7 @@ def build_mesh(
         expert: divides it.
         ranks_per_node: that share a machine; as many on each.
         device: kind of device that the parameters are on.
+        timeout_s: after so long a wait in any of the groups another rank counts as dead; None: as torch has it.
     """
 
     def mesh(**sizes: int) -> DeviceMesh:
@@ -83,15 +92,15 @@ def build_mesh(
     if tensor > 1:
         width = mesh(data_replicate=data_replicate, data_shard=data_shard, tensor=tensor)
     shares = data_shard * tensor if data_shard > 1 else 1
+    dense, data = mesh(data_replicate=num_ranks // shares, data_shard=shares), mesh(data=num_ranks)
     experts = mesh(expert_replicate=replicas, expert=expert)
-    return Mesh(
-        mesh(data_replicate=num_ranks // shares, data_shard=shares),
-        experts,
-        nodes,
-        width,
-        mesh(data=num_ranks),
-        _new_group(tuple(map(tuple, experts.mesh.tolist()))),
-    )
+    tokens = _new_group(tuple(map(tuple, experts.mesh.tolist())))
+    if timeout_s is not None:
+        axes = [group for each in (dense, experts, nodes, width) if each is not None for group in each.get_all_groups()]
+        for group in (tokens, *axes):
+            # Each would have torch's own half an hour.
+            _set_pg_timeout(timedelta(seconds=timeout_s), group)
+    return Mesh(dense, experts, nodes, width, data, tokens)
 
 
 def _new_group(ranks: tuple[tuple[int, ...], ...]) -> dist.ProcessGroup:

@@ -88,7 +88,13 @@ def _new_model(config: RunConfig, start: str | None, world: World) -> tuple[Lang
         return model, LocalGradients(model)
     degrees = plan_degrees(config.parallel, config.model, world.size)
     mesh = build_mesh(
-        degrees.data_replicate, degrees.data_shard, degrees.expert, world.num_here, degrees.tensor, world.device.type
+        degrees.data_replicate,
+        degrees.data_shard,
+        degrees.expert,
+        world.num_here,
+        degrees.tensor,
+        world.device.type,
+        config.parallel.timeout_s,
     )
     tokens = config.train.micro_batch * config.data.sequence_length // world.size
     num_rows = tokens * min(config.model.experts_per_token, degrees.expert)
