@@ -4,8 +4,9 @@
     experts            mix 0   mix 1   mix 2   mix 3
 
 All chunks share one exchange of counts and one of the routing weights. In backward gradients travel the other way in
-the same manner, the last chunk first (`comm/flight.py`). What is computed is what `AllToAllDispatcher` computes; only
-gradients of expert weights are added up chunk by chunk.
+the same manner, the last chunk first (`comm/flight.py`). What is computed is what `AllToAllDispatcher` computes, rows
+and their gradients bit for bit; gradients of expert weights are added up chunk by chunk, and those of routing weights
+may differ in the last bits.
 """
 
 from collections.abc import Callable
